@@ -1,0 +1,246 @@
+//! Jobs: what runners do, one attempt at a time.
+//!
+//! ```text
+//!             Claim                Succeed
+//!   queued ──────────▶ running ──────────────▶ succeeded
+//!    ▲  │                │ │ │     Fail
+//!    │  │        Retry   │ │ └───────────────▶ failed
+//!    │  │ Cancel  ┌──────┘ │       Cancel
+//!    │  ├─────────│────────┴───────────────▶ cancelled
+//!    │  │         ▼        │ Quarantine
+//!    │  │ Expire delayed   └───────────────▶ quarantined
+//!    │  └────────▶│ expired
+//!    └── Due ─────┘   (Release: running ▶ queued, the attempt is given back)
+//! ```
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{AccountId, DeploymentId, Failure, JobId, Name, ResourceId, Version, WorkloadKind};
+
+/// What a runner is asked to do. To the queue itself the work is opaque.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    pub id: JobId,
+    pub queue: String,
+    pub account: AccountId,
+    /// The deployment that it is for; none for the node's own upkeep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<DeploymentId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource: Option<Name>,
+    #[serde(default)]
+    pub priority: Priority,
+    /// Attempts that may end in failure or with their runner's death.
+    pub max_attempts: u32,
+    /// The longest that one attempt may take, in milliseconds.
+    pub timeout_ms: u64,
+    /// The job that waits for this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<JobId>,
+    pub work: Work,
+}
+
+/// 0 is served first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    High,
+    #[default]
+    Normal,
+    Low,
+}
+
+impl Priority {
+    pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Work {
+    /// Evaluate the script of a task and make what it declares.
+    Script,
+    /// Make the node match what the task holds as desired: after a start, or to undo.
+    Settle,
+    /// Delete everything that the task holds.
+    Teardown,
+    /// Make a resource so; its answer is the status.
+    Ensure { kind: WorkloadKind, id: ResourceId, spec: Value },
+    /// See how a resource is; its answer is the status, or null.
+    Observe { kind: WorkloadKind, id: ResourceId },
+    /// Make a resource be gone.
+    Delete { kind: WorkloadKind, id: ResourceId },
+    /// Do something with a resource; what it prints goes to the job's output stream.
+    Act { kind: WorkloadKind, id: ResourceId, action: Action },
+    /// Name everything with our mark on the node; its answer is a list of resource ids.
+    List { kind: WorkloadKind },
+}
+
+/// A named action of a workload.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum Action {
+    Start,
+    Stop,
+    Restart,
+    /// Run a command inside; its answer is `{"exit_code": n}`.
+    Exec {
+        command: Vec<String>,
+    },
+    /// Wait for the end; its answer is `{"exit_code": n, "output": text}` with the last 64 KiB of
+    /// what was printed on standard output.
+    Wait,
+    /// The last `tail` lines, and with `follow` those to come.
+    Logs {
+        tail: usize,
+        follow: bool,
+    },
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", content = "value", rename_all = "snake_case")]
+pub enum Outcome {
+    Succeeded(Value),
+    Failed(Failure),
+    Cancelled,
+}
+
+/// Where a job stands.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    Queued,
+    Delayed,
+    Running,
+    Succeeded,
+    Failed,
+    Cancelled,
+    Expired,
+    Quarantined,
+}
+
+/// What can happen to a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JobEvent {
+    Claim,
+    Succeed,
+    Fail,
+    /// Failed, but there are attempts left: again after a pause.
+    Retry,
+    /// Given back without having been tried: a drain, or a runner that died.
+    Release,
+    Due,
+    Cancel,
+    Expire,
+    /// It took its runner with it too often.
+    Quarantine,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a job that is {state:?} cannot {event:?}")]
+pub struct IllegalJobEvent {
+    pub state: JobState,
+    pub event: JobEvent,
+}
+
+impl JobState {
+    pub const ALL: [Self; 8] = [
+        Self::Queued,
+        Self::Delayed,
+        Self::Running,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Cancelled,
+        Self::Expired,
+        Self::Quarantined,
+    ];
+
+    pub fn is_ended(self) -> bool {
+        match self {
+            Self::Queued | Self::Delayed | Self::Running => false,
+            Self::Succeeded
+            | Self::Failed
+            | Self::Cancelled
+            | Self::Expired
+            | Self::Quarantined => true,
+        }
+    }
+
+    /// The one place that says which event leads where.
+    pub fn step(self, event: JobEvent) -> Result<Self, IllegalJobEvent> {
+        use JobEvent::{Cancel, Claim, Due, Expire, Fail, Quarantine, Release, Retry, Succeed};
+        let next = match (self, event) {
+            (Self::Queued, Claim) => Self::Running,
+            (Self::Queued | Self::Delayed | Self::Running, Cancel) => Self::Cancelled,
+            (Self::Queued | Self::Delayed, Expire) => Self::Expired,
+            (Self::Delayed, Due) => Self::Queued,
+            (Self::Running, Succeed) => Self::Succeeded,
+            (Self::Running, Fail) => Self::Failed,
+            (Self::Running, Retry) => Self::Delayed,
+            (Self::Running, Release) => Self::Queued,
+            (Self::Running, Quarantine) => Self::Quarantined,
+            (Self::Queued, Succeed | Fail | Retry | Release | Due | Quarantine)
+            | (Self::Delayed, Claim | Succeed | Fail | Retry | Release | Quarantine)
+            | (Self::Running, Claim | Due | Expire)
+            | (
+                Self::Succeeded
+                | Self::Failed
+                | Self::Cancelled
+                | Self::Expired
+                | Self::Quarantined,
+                Claim | Succeed | Fail | Retry | Release | Due | Cancel | Expire | Quarantine,
+            ) => return Err(IllegalJobEvent { state: self, event }),
+        };
+        Ok(next)
+    }
+}
+
+/// The queue of a piece of work: scripts have their own, operations that of their kind. Actions can
+/// last (a log that is followed), so they do not stand in the way of operations.
+pub fn queue_name(work: &Work) -> String {
+    match work {
+        Work::Script | Work::Settle | Work::Teardown => "script".into(),
+        Work::Ensure { kind, .. }
+        | Work::Observe { kind, .. }
+        | Work::Delete { kind, .. }
+        | Work::List { kind } => kind.to_string(),
+        Work::Act { kind, .. } => format!("{kind}-actions"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ended_job_stays_as_it_is() {
+        use JobEvent::*;
+        for state in JobState::ALL.into_iter().filter(|s| s.is_ended()) {
+            for event in [Claim, Succeed, Fail, Retry, Release, Due, Cancel, Expire, Quarantine] {
+                assert!(state.step(event).is_err(), "{state:?} {event:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_job_can_still_end() {
+        for state in JobState::ALL.into_iter().filter(|s| !s.is_ended()) {
+            assert!(state.step(JobEvent::Cancel).unwrap().is_ended());
+        }
+    }
+}

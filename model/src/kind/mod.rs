@@ -1,0 +1,256 @@
+//! Workload kinds: what a script can declare.
+//!
+//! A kind is its spec (desired), its status (observed) and a few pure rules. To add one: write its
+//! module here, its module in `rhizome-sal`, and its line in [`for_each_kind!`]. The Rhai function,
+//! the editor definitions, the JSON schema, `plan`, admission and the queue all come from these.
+
+mod machine;
+mod volume;
+
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::str::FromStr;
+
+use schemars::{JsonSchema, Schema};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use machine::{
+    Health, Isolation, Machine, MachineSpec, MachineState, MachineStatus, Mount, Restart,
+};
+pub use volume::{Volume, VolumeSpec, VolumeStatus};
+
+use crate::{Capacity, Code, Failure, Name};
+
+/// The registry. Calls `$callback!` with one `module: Type,` per kind; the module is that of
+/// `rhizome-sal`, the name in scripts and the name of the queue.
+#[macro_export]
+macro_rules! for_each_kind {
+    ($callback:path) => {
+        $callback! {
+            volume: Volume,
+            machine: Machine,
+        }
+    };
+}
+
+/// One kind of workload.
+pub trait Kind: Send + Sync + 'static {
+    /// What a script says; unknown fields are refused.
+    type Spec: Serialize + DeserializeOwned + JsonSchema + Clone + PartialEq + Send + Sync + 'static;
+    /// What a handle's properties are.
+    type Status: Serialize + DeserializeOwned + JsonSchema + Clone + Send + Sync + 'static;
+
+    /// One sentence for editors and tables.
+    const SUMMARY: &'static str;
+
+    /// Rules that the types cannot say. The error names the field.
+    fn check(_spec: &Self::Spec) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// What it takes from the node: reserved, reported and enforced.
+    fn demand(spec: &Self::Spec) -> Capacity;
+
+    /// The resources of the same deployment that must be there before, with the field that says so.
+    fn references(_spec: &Self::Spec) -> Vec<Reference> {
+        Vec::new()
+    }
+
+    /// What is known of the status before the resource exists.
+    fn predict(_spec: &Self::Spec, _address: Ipv6Addr) -> Value {
+        Value::Object(serde_json::Map::new())
+    }
+}
+
+/// That a spec needs another resource of its deployment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reference {
+    pub field: String,
+    pub kind: WorkloadKind,
+    pub name: Name,
+}
+
+/// A kind with its types erased: what the engine, the planner and the queue work with.
+struct Vtable {
+    name: &'static str,
+    summary: &'static str,
+    spec_schema: fn() -> Schema,
+    status_schema: fn() -> Schema,
+    parse: fn(Value) -> Result<Value, String>,
+    demand: fn(&Value) -> Result<Capacity, String>,
+    references: fn(&Value) -> Result<Vec<Reference>, String>,
+    predict: fn(&Value, Ipv6Addr) -> Result<Value, String>,
+}
+
+const fn vtable<K: Kind>(name: &'static str) -> Vtable {
+    Vtable {
+        name,
+        summary: K::SUMMARY,
+        spec_schema: || schemars::schema_for!(K::Spec),
+        status_schema: || schemars::schema_for!(K::Status),
+        parse: |value| {
+            let spec = read::<K>(&value)?;
+            K::check(&spec)?;
+            serde_json::to_value(spec).map_err(|e| e.to_string())
+        },
+        demand: |value| Ok(K::demand(&read::<K>(value)?)),
+        references: |value| Ok(K::references(&read::<K>(value)?)),
+        predict: |value, address| Ok(K::predict(&read::<K>(value)?, address)),
+    }
+}
+
+fn read<K: Kind>(value: &Value) -> Result<K::Spec, String> {
+    K::Spec::deserialize(value).map_err(|e| e.to_string())
+}
+
+macro_rules! registry {
+    ($($module:ident: $kind:ident,)*) => {
+        /// The name of a kind; also the name of its function in scripts and of its queue.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum WorkloadKind { $($kind,)* }
+
+        impl WorkloadKind {
+            pub const ALL: &[Self] = &[$(Self::$kind),*];
+
+            fn vtable(self) -> &'static Vtable {
+                match self {
+                    $(Self::$kind => {
+                        static TABLE: Vtable = vtable::<$kind>(stringify!($module));
+                        &TABLE
+                    })*
+                }
+            }
+        }
+    };
+}
+for_each_kind!(registry);
+
+impl WorkloadKind {
+    pub fn as_str(self) -> &'static str {
+        self.vtable().name
+    }
+
+    pub fn summary(self) -> &'static str {
+        self.vtable().summary
+    }
+
+    /// JSON Schema (2020-12) of the spec.
+    pub fn spec_schema(self) -> Schema {
+        (self.vtable().spec_schema)()
+    }
+
+    /// JSON Schema (2020-12) of the status.
+    pub fn status_schema(self) -> Schema {
+        (self.vtable().status_schema)()
+    }
+
+    /// Checks a spec and writes it out with every default, so that equal intents are equal values.
+    pub fn parse_spec(self, value: Value) -> Result<Value, Failure> {
+        (self.vtable().parse)(value).map_err(|e| self.invalid(&e))
+    }
+
+    /// What a checked spec takes from the node.
+    pub fn demand(self, spec: &Value) -> Result<Capacity, Failure> {
+        (self.vtable().demand)(spec).map_err(|e| self.invalid(&e))
+    }
+
+    /// What a checked spec refers to.
+    pub fn references(self, spec: &Value) -> Result<Vec<Reference>, Failure> {
+        (self.vtable().references)(spec).map_err(|e| self.invalid(&e))
+    }
+
+    /// What of the status is known beforehand.
+    pub fn predict(self, spec: &Value, address: Ipv6Addr) -> Result<Value, Failure> {
+        (self.vtable().predict)(spec, address).map_err(|e| self.invalid(&e))
+    }
+
+    fn invalid(self, error: &str) -> Failure {
+        Failure::new(Code::InvalidSpec, format!("{self}: {error}"))
+    }
+}
+
+impl fmt::Display for WorkloadKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no workload kind '{0}'")]
+pub struct UnknownKind(String);
+
+impl FromStr for WorkloadKind {
+    type Err = UnknownKind;
+    fn from_str(s: &str) -> Result<Self, UnknownKind> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|k| k.as_str() == s)
+            .ok_or_else(|| UnknownKind(s.chars().take(40).collect()))
+    }
+}
+
+impl Serialize for WorkloadKind {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for WorkloadKind {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl utoipa::PartialSchema for WorkloadKind {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::Type::String)
+            .enum_values(Some(Self::ALL.iter().map(|k| k.as_str())))
+            .into()
+    }
+}
+impl utoipa::ToSchema for WorkloadKind {}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_describes_itself() {
+        for kind in WorkloadKind::ALL {
+            assert_eq!(kind.as_str().parse(), Ok(*kind));
+            insta::assert_json_snapshot!(format!("{kind}_spec"), kind.spec_schema());
+        }
+    }
+
+    #[test]
+    fn specs_are_checked_and_completed() {
+        let spec = WorkloadKind::Volume.parse_spec(json!({ "size": "1GiB" })).unwrap();
+        assert_eq!(spec, json!({ "size": 1u64 << 30 }));
+        for (kind, wrong, says) in [
+            (
+                WorkloadKind::Volume,
+                json!({ "size": "1GiB", "colour": 1 }),
+                "unknown field `colour`",
+            ),
+            (WorkloadKind::Volume, json!({}), "missing field `size`"),
+            (WorkloadKind::Volume, json!({ "size": 0 }), "size"),
+            (WorkloadKind::Machine, json!({ "image": "ftp://x" }), "image"),
+            (WorkloadKind::Machine, json!({ "image": "file:///x", "memory": "1KiB" }), "memory"),
+            (
+                WorkloadKind::Machine,
+                json!({ "image": "file:///x", "mounts": [{ "volume": "a", "path": "/../etc" }] }),
+                "mounts[0].path",
+            ),
+        ] {
+            let failure = kind.parse_spec(wrong).unwrap_err();
+            assert_eq!(failure.code, Code::InvalidSpec);
+            assert!(failure.message.contains(says), "{}", failure.message);
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The vocabulary of Rhizome and the rules that its words obey.
+//!
+//! Ids, the deployment document, the DSSE envelope, workload kinds with their specs and statuses,
+//! jobs, the life of a deployment as a pure step function, capacity arithmetic, events, API types
+//! and error codes. Everything here is pure: no I/O, no async, no clock.
+//!
+//! Must not know: Redis, HTTP, SQL, Rhai, or how a workload is made.
+
+mod address;
+pub mod api;
+mod backoff;
+mod capacity;
+mod document;
+mod dsse;
+mod error;
+mod event;
+mod ids;
+mod job;
+pub mod kind;
+mod phase;
+mod quantity;
+mod task;
+
+pub use address::{gateway_address, node_prefix, resource_address};
+pub use backoff::Backoff;
+pub use capacity::{Capacity, Shortfall};
+pub use document::{
+    Cosigner, DeleteDocument, DeploymentDocument, Document, MAX_LIFETIME_SECS, OnFailure,
+    Placement, Policy, Window, WindowError,
+};
+pub use dsse::{
+    Envelope, EnvelopeError, MAX_ENVELOPE_BYTES, MAX_SIGNATURES, Signature, pae, payload_type,
+};
+pub use error::{Class, Code, Failure};
+pub use event::{Event, What};
+pub use ids::{
+    AccountId, DeploymentId, FarmId, IdError, JobId, KeyId, Name, NodeId, ResourceId, Version,
+};
+pub use job::{
+    Action, IllegalJobEvent, Job, JobEvent, JobState, Outcome, Priority, Work, queue_name,
+};
+pub use kind::WorkloadKind;
+pub use phase::{IllegalMove, Move, Phase};
+pub use quantity::{Bytes, Cpu, QuantityError};
+pub use task::{Desired, DesiredResource, Limits, NodeFacts, Task};

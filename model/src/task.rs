@@ -1,0 +1,148 @@
+//! A task: one deployment on one node, as the node keeps it.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    Capacity, DeploymentId, Failure, FarmId, JobId, Name, NodeId, Phase, Version, WorkloadKind,
+};
+
+/// One deployment on one node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Task {
+    pub deployment: DeploymentId,
+    pub version: Version,
+    pub phase: Phase,
+    /// The job that works on it now, or did last.
+    pub job: JobId,
+    /// The envelope of this version, as it came.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub envelope: String,
+    /// What is reserved for it.
+    pub reserved: Capacity,
+    /// What the node keeps so: the resources of the newest version that succeeded.
+    pub desired: Desired,
+    /// What the version under way has declared so far.
+    pub declared: Vec<DesiredResource>,
+    /// What the script said with `output(…)`.
+    #[serde(default)]
+    pub outputs: BTreeMap<String, Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// Unix milliseconds.
+    pub updated_at: i64,
+}
+
+/// What a node keeps so.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Desired {
+    /// The version that declared it; none before the first success.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+    /// In the order of declaration: what a resource needs stands before it.
+    pub resources: Vec<DesiredResource>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DesiredResource {
+    pub name: Name,
+    pub kind: WorkloadKind,
+    /// Checked and complete.
+    pub spec: Value,
+    /// The line of the script that declares it.
+    #[serde(default)]
+    pub line: usize,
+}
+
+impl Desired {
+    pub fn get(&self, name: &Name) -> Option<&DesiredResource> {
+        self.resources.iter().find(|r| &r.name == name)
+    }
+}
+
+impl DesiredResource {
+    pub fn demand(&self) -> Result<Capacity, Failure> {
+        self.kind.demand(&self.spec)
+    }
+}
+
+/// What a script sees as `node`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct NodeFacts {
+    pub id: NodeId,
+    pub farm: FarmId,
+    /// The node's own address; its machines live in the same /64.
+    #[schema(value_type = String)]
+    pub address: Ipv6Addr,
+    /// All that deployments can reserve.
+    pub capacity: Capacity,
+}
+
+/// What a script may use at most. A farm can lower these, never raise them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Bytes of source, checked before anything reads it.
+    pub source: usize,
+    /// Rhai operations.
+    pub operations: u64,
+    /// Nested calls.
+    pub call_depth: usize,
+    /// Bytes of a text.
+    pub string: usize,
+    /// Entries of an array.
+    pub array: usize,
+    /// Entries of a map.
+    pub map: usize,
+    /// Bytes of address space of the evaluating process.
+    pub memory: u64,
+    /// Milliseconds of processor time that one evaluation takes.
+    pub cpu_ms: u64,
+    /// Milliseconds from begin to end, waiting for resources included.
+    pub wall_ms: u64,
+    /// Declared resources.
+    pub resources: usize,
+    /// Lines logged and outputs set, each.
+    pub messages: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            source: 64 << 10,
+            operations: 5_000_000,
+            call_depth: 32,
+            string: 64 << 10,
+            array: 4096,
+            map: 1024,
+            memory: 256 << 20,
+            cpu_ms: 5_000,
+            wall_ms: 10 * 60 * 1000,
+            resources: 1000,
+            messages: 1000,
+        }
+    }
+}
+
+impl Limits {
+    /// Each limit the smaller of the two.
+    #[must_use]
+    pub fn lowered_by(self, other: Self) -> Self {
+        Self {
+            source: self.source.min(other.source),
+            operations: self.operations.min(other.operations),
+            call_depth: self.call_depth.min(other.call_depth),
+            string: self.string.min(other.string),
+            array: self.array.min(other.array),
+            map: self.map.min(other.map),
+            memory: self.memory.min(other.memory),
+            cpu_ms: self.cpu_ms.min(other.cpu_ms),
+            wall_ms: self.wall_ms.min(other.wall_ms),
+            resources: self.resources.min(other.resources),
+            messages: self.messages.min(other.messages),
+        }
+    }
+}
