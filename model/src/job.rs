@@ -74,8 +74,8 @@ pub enum Work {
     Delete { kind: WorkloadKind, id: ResourceId },
     /// Do something with a resource; what it prints goes to the job's output stream.
     Act { kind: WorkloadKind, id: ResourceId, action: Action },
-    /// Name everything with our mark on the node; its answer is a list of resource ids.
-    List { kind: WorkloadKind },
+    /// Remove what carries our mark and no task knows; its answer is the list of what was removed.
+    Sweep { kind: WorkloadKind },
 }
 
 /// A named action of a workload.
@@ -218,7 +218,7 @@ pub fn queue_name(work: &Work) -> String {
         Work::Ensure { kind, .. }
         | Work::Observe { kind, .. }
         | Work::Delete { kind, .. }
-        | Work::List { kind } => kind.to_string(),
+        | Work::Sweep { kind } => kind.to_string(),
         Work::Act { kind, .. } => format!("{kind}-actions"),
     }
 }

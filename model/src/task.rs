@@ -21,6 +21,10 @@ pub struct Task {
     /// The envelope of this version, as it came.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub envelope: String,
+    /// The other nodes of the deployment and their addresses.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = Object)]
+    pub peers: BTreeMap<NodeId, Ipv6Addr>,
     /// What is reserved for it.
     pub reserved: Capacity,
     /// What the node keeps so: the resources of the newest version that succeeded.
@@ -60,6 +64,47 @@ pub struct DesiredResource {
 impl Desired {
     pub fn get(&self, name: &Name) -> Option<&DesiredResource> {
         self.resources.iter().find(|r| &r.name == name)
+    }
+}
+
+impl Task {
+    pub fn new(deployment: DeploymentId, version: Version, job: JobId) -> Self {
+        Self {
+            deployment,
+            version,
+            phase: Phase::Accepted,
+            job,
+            envelope: String::new(),
+            peers: BTreeMap::new(),
+            reserved: Capacity::default(),
+            desired: Desired::default(),
+            declared: Vec::new(),
+            outputs: BTreeMap::new(),
+            failure: None,
+            updated_at: 0,
+        }
+    }
+
+    /// Everything that may exist because of it, in the order of declaration.
+    pub fn held(&self) -> Vec<&DesiredResource> {
+        let undeclared = |r: &&DesiredResource| !self.declared.iter().any(|d| d.name == r.name);
+        self.desired.resources.iter().filter(undeclared).chain(&self.declared).collect()
+    }
+
+    /// What it takes while it changes from what is desired to `next`: of each resource the larger.
+    pub fn demand_during(&self, next: &[DesiredResource]) -> Result<Capacity, Failure> {
+        let mut total = Capacity::total(
+            next.iter().map(DesiredResource::demand).collect::<Result<Vec<_>, _>>()?,
+        );
+        for old in &self.desired.resources {
+            let old_demand = old.demand()?;
+            let extra = match next.iter().find(|n| n.name == old.name) {
+                Some(new) => old_demand.saturating_sub(new.demand()?),
+                None => old_demand,
+            };
+            total = total.saturating_add(extra);
+        }
+        Ok(total)
     }
 }
 
@@ -144,5 +189,34 @@ impl Limits {
             resources: self.resources.min(other.resources),
             messages: self.messages.min(other.messages),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::Bytes;
+
+    fn volume(name: &str, mib: u64) -> DesiredResource {
+        DesiredResource {
+            name: name.parse().unwrap(),
+            kind: WorkloadKind::Volume,
+            spec: json!({ "size": mib << 20 }),
+            line: 1,
+        }
+    }
+
+    #[test]
+    fn a_change_takes_the_larger_of_old_and_new() {
+        let mut task = Task::new("1/demo".parse().unwrap(), Version(1), JobId([0; 16]));
+        task.desired.resources = vec![volume("kept", 10), volume("shrunk", 10), volume("gone", 10)];
+        let next = [volume("kept", 10), volume("shrunk", 5), volume("new", 7)];
+        let demand = task.demand_during(&next).unwrap();
+        assert_eq!(demand.disk, Bytes::mib(10 + 10 + 10 + 7));
+        task.declared = next.to_vec();
+        let held: Vec<_> = task.held().iter().map(|r| r.name.to_string()).collect();
+        assert_eq!(held, ["gone", "kept", "shrunk", "new"]);
     }
 }
