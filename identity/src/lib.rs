@@ -14,16 +14,21 @@
 //! Must not know: what a document's script says, Redis, SQL, how anything is made on a node.
 
 mod address;
+mod cached_accounts;
 mod envelope;
 pub mod http_signature;
 mod import;
 mod key;
 mod keyfile;
+mod ledger_client;
+pub mod manager;
 mod seal;
 mod verify;
 
 pub use address::mycelium_address;
+pub use cached_accounts::CachedAccounts;
 pub use envelope::{SignatureError, digest, verify_signatures};
 pub use key::{KeyError, SigningKey, check_key, verify_bytes};
+pub use ledger_client::{LedgerClient, LedgerNode};
 pub use seal::{MAX_SECRET_BYTES, SealError, seal};
 pub use verify::{Accounts, Verified, verify};

@@ -139,7 +139,7 @@ mod tests {
             let node = SigningKey::from_seed(seed);
             let sealed = seal(&node.key_id(), &context, &secret).unwrap();
             prop_assert_eq!(&**node.unseal(&context, &sealed).unwrap(), &secret);
-            prop_assert_ne!(sealed.clone(), seal(&node.key_id(), &context, &secret).unwrap());
+            prop_assert_ne!(sealed, seal(&node.key_id(), &context, &secret).unwrap());
         }
 
         #[test]

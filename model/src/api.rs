@@ -182,3 +182,47 @@ pub struct LogLine {
     pub resource: Name,
     pub line: String,
 }
+
+/// Who a node is, as its identity manager says it on its unix socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct NodeIdentity {
+    pub key: KeyId,
+    #[schema(value_type = String)]
+    pub address: Ipv6Addr,
+    /// None until the ledger knows the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registered: Option<Registered>,
+    /// Why it is not registered, or could not report lately.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// A node's ids in the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Registered {
+    pub account: AccountId,
+    pub farm: FarmId,
+    pub node: NodeId,
+}
+
+/// Asks a node's identity manager to open a secret (`POST /v1/unseal` on its unix socket).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UnsealRequest {
+    /// What the secret is for: `ACCOUNT/DEPLOYMENT/NAME`.
+    pub context: String,
+    pub sealed: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct UnsealReply {
+    /// Base64.
+    pub secret: String,
+}
+
+// Not derived: a secret appears in no log.
+impl std::fmt::Debug for UnsealReply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("UnsealReply { secret: … }")
+    }
+}

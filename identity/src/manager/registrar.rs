@@ -1,0 +1,115 @@
+//! Keeping the ledger's picture of this node right: account, farm, node, facts, uptime.
+
+use std::time::{Duration, Instant};
+
+use rhizome_model::api::Registered;
+use rhizome_model::registrar::NodeRegistration;
+use rhizome_model::{AccountId, Code, Failure, FarmId};
+
+use super::facts::{Facts, uptime};
+use super::{Config, FactsSource, FarmChoice};
+use crate::LedgerClient;
+
+/// How often the facts are looked at: cheap reads of /proc and /sys.
+const FACTS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Brings the ledger up to date, one step at a time. A step that failed can be made again.
+pub struct Registrar {
+    ledger: LedgerClient,
+    config: Config,
+    facts: FactsSource,
+    /// What the ledger was told last, and when it heard our uptime.
+    told: Option<(Registered, NodeRegistration)>,
+    reported: Option<Instant>,
+}
+
+impl Registrar {
+    pub fn new(ledger: LedgerClient, config: Config, facts: FactsSource) -> Self {
+        Self { ledger, config, facts, told: None, reported: None }
+    }
+
+    /// Does what is due. What the ledger calls this node, and when to come again.
+    pub async fn step(&mut self) -> Result<(Registered, Duration), Failure> {
+        let registered = self.ensure_registered().await?;
+        let since = self.reported.map(|at| at.elapsed());
+        if since.is_none_or(|since| since >= self.config.uptime_interval) {
+            self.report(registered).await?;
+        }
+        let due = self.config.uptime_interval.saturating_sub(
+            self.reported.map(|at| at.elapsed()).unwrap_or_default(),
+        );
+        Ok((registered, due.min(FACTS_INTERVAL)))
+    }
+
+    async fn ensure_registered(&mut self) -> Result<Registered, Failure> {
+        let facts = (self.facts)()?;
+        if let Some((registered, told)) = &self.told
+            && self.describe(&facts, told.twin_id, told.farm_id) == *told
+        {
+            return Ok(*registered);
+        }
+        let account = self.ledger.ensure_account().await?;
+        let farm = self.ensure_farm().await?;
+        let node = self.describe(&facts, account.id, farm);
+        let id = match self.ledger.node_by_account(account.id).await? {
+            Some(known) => {
+                self.ledger.update_node(known.id, &node).await?;
+                known.id
+            }
+            None => self.ledger.register_node(node.clone()).await?,
+        };
+        let registered = Registered { account: account.id, farm, node: id };
+        tracing::info!(node = %id, %farm, account = %account.id, "the ledger knows this node");
+        self.told = Some((registered, node));
+        Ok(registered)
+    }
+
+    fn describe(&self, facts: &Facts, account: AccountId, farm: FarmId) -> NodeRegistration {
+        NodeRegistration {
+            twin_id: account,
+            farm_id: farm,
+            resources: facts.resources,
+            location: self.config.location.clone(),
+            interfaces: facts.interfaces.clone(),
+            secure_boot: facts.secure_boot,
+            virtualized: facts.virtualized,
+            serial_number: facts.serial_number.clone(),
+            supervisor_url: self.config.supervisor_url.clone(),
+        }
+    }
+
+    async fn ensure_farm(&self) -> Result<FarmId, Failure> {
+        let name = match &self.config.farm {
+            FarmChoice::Id(id) => return Ok(*id),
+            FarmChoice::Name(name) => name,
+        };
+        if let Some(farm) = self.ledger.farm_by_name(name).await? {
+            return Ok(farm.farm_id);
+        }
+        match self.ledger.create_farm(name).await {
+            // Another node of the farm was faster.
+            Err(failure) if failure.code == Code::Conflict => {
+                Ok(self.ledger.farm_by_name(name).await?.ok_or(failure)?.farm_id)
+            }
+            made => made,
+        }
+    }
+
+    async fn report(&mut self, registered: Registered) -> Result<(), Failure> {
+        let secs = uptime()?;
+        match self.ledger.report_uptime(registered.node, secs).await {
+            Ok(()) => {
+                self.reported = Some(Instant::now());
+                tracing::debug!(node = %registered.node, uptime_s = secs, "uptime reported");
+                Ok(())
+            }
+            Err(failure) => {
+                if matches!(failure.code, Code::NotFound | Code::Unauthorised) {
+                    // The ledger has forgotten us, or came back from an older copy.
+                    self.told = None;
+                }
+                Err(failure)
+            }
+        }
+    }
+}
