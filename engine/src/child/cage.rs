@@ -1,0 +1,193 @@
+//! What a process gives up before it reads a script.
+//!
+//! ```text
+//!   give_up   descriptors, namespaces, user and groups, capabilities, new privileges
+//!   close     system calls: a list of what evaluation needs, the rest kills   ── waits, warm ──
+//!   seal      memory and processor time, then the calls that set such limits
+//! ```
+//!
+//! Everything here is part of the promise that a script can do nothing but compute and ask its
+//! parent; so whatever cannot be given up ends the process. Only namespaces are a second fence
+//! behind the list of system calls, and are left out where the kernel does not permit them.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use nix::libc;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::Signal;
+use nix::unistd::{Gid, Uid, chdir, geteuid, getpid, setgroups, setresgid, setresuid};
+use rhizome_model::Limits;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, apply_filter,
+};
+
+/// Deeply nested values are printed, compared and dropped by recursion: with the limits of arrays
+/// and maps this stack is never used up.
+const STACK: u64 = 64 << 20;
+/// The script is told of its used up time at a line; this kills what does not get there.
+const CPU_GRACE_MS: u64 = 200;
+
+/// System calls of evaluation: the pipe, memory, the clocks, dying.
+const NEEDED: &[i64] = &[
+    libc::SYS_brk,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_futex,
+    libc::SYS_clock_gettime,
+    libc::SYS_getrusage,
+    libc::SYS_getrandom,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_sched_yield,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+/// Those with which a closed cage is sealed.
+const SEALING: &[i64] =
+    &[libc::SYS_prlimit64, libc::SYS_setitimer, libc::SYS_prctl, libc::SYS_seccomp];
+
+pub fn give_up(uid_gid: u32) -> io::Result<()> {
+    alone()?;
+    // SAFETY: closes descriptors that nothing in this single-threaded process has opened yet.
+    if unsafe { libc::close_range(3, u32::MAX, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    chdir("/")?;
+    for resource in [
+        Resource::RLIMIT_NOFILE,
+        Resource::RLIMIT_FSIZE,
+        Resource::RLIMIT_NPROC,
+        Resource::RLIMIT_CORE,
+    ] {
+        // NOFILE stays at what is open until /proc was read for the last time.
+        let most = if resource == Resource::RLIMIT_NOFILE { 8 } else { 0 };
+        setrlimit(resource, most, most)?;
+    }
+    setrlimit(Resource::RLIMIT_STACK, STACK, STACK)?;
+    let spaces = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+    if geteuid().is_root() {
+        // A container may hold back the right to make namespaces.
+        let _ = unshare(spaces | CloneFlags::CLONE_NEWNS);
+        let (user, group) = (Uid::from_raw(uid_gid), Gid::from_raw(uid_gid));
+        setgroups(&[])?;
+        setresgid(group, group, group)?;
+        setresuid(user, user, user)?;
+    } else {
+        let _ = unshare(spaces | CloneFlags::CLONE_NEWUSER);
+    }
+    drop_capabilities()?;
+    prctl::set_no_new_privs()?;
+    prctl::set_dumpable(false)?;
+    // After the change of user, which resets it.
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    Ok(())
+}
+
+/// The list of system calls holds the calling thread only.
+fn alone() -> io::Result<()> {
+    let threads = std::fs::read_dir("/proc/self/task")?.count();
+    if threads == 1 {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("started with {threads} threads, must be called before any")))
+}
+
+fn drop_capabilities() -> io::Result<()> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    /// `_LINUX_CAPABILITY_VERSION_3`: two words of 32 bits for each of three sets.
+    const VERSION: u32 = 0x2008_0522;
+    let header = Header { version: VERSION, pid: 0 };
+    let none = [[0u32; 3]; 2];
+    // SAFETY: both point to live memory of the layout that this version of capset(2) reads.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A cage that only misses its limits.
+pub struct Cage {
+    final_filter: BpfProgram,
+    /// Address space before the script.
+    base: u64,
+}
+
+pub fn close() -> io::Result<Cage> {
+    let waiting = filter(&[NEEDED, SEALING].concat())?;
+    let final_filter = filter(NEEDED)?;
+    let base = address_space()?;
+    setrlimit(Resource::RLIMIT_NOFILE, 0, 0)?;
+    apply_filter(&waiting).map_err(io::Error::other)?;
+    Ok(Cage { final_filter, base })
+}
+
+impl Cage {
+    pub fn seal(self, limits: &Limits) -> io::Result<()> {
+        // The stack grows into the address space too, and is ours to give.
+        let memory = self.base.saturating_add(limits.memory).saturating_add(STACK);
+        setrlimit(Resource::RLIMIT_AS, memory, memory)?;
+        let seconds = limits.cpu_ms.div_ceil(1000).saturating_add(1);
+        setrlimit(Resource::RLIMIT_CPU, seconds, seconds)?;
+        kill_after(limits.cpu_ms.saturating_add(CPU_GRACE_MS))?;
+        apply_filter(&self.final_filter).map_err(io::Error::other)
+    }
+}
+
+/// SIGPROF, which ends the process, after so much processor time. RLIMIT_CPU counts seconds only.
+fn kill_after(ms: u64) -> io::Result<()> {
+    let value = libc::timeval {
+        tv_sec: i64::try_from(ms / 1000).unwrap_or(i64::MAX),
+        tv_usec: (ms % 1000) as i64 * 1000,
+    };
+    let timer =
+        libc::itimerval { it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 }, it_value: value };
+    let none = std::ptr::null_mut::<libc::itimerval>();
+    // SAFETY: the timer lives on this stack; the old value is not asked for.
+    let result =
+        unsafe { libc::syscall(libc::SYS_setitimer, libc::ITIMER_PROF, &raw const timer, none) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn address_space() -> io::Result<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let pages = statm.split(' ').next().and_then(|n| n.parse::<u64>().ok());
+    let pages = pages.ok_or_else(|| io::Error::other("/proc/self/statm is not as expected"))?;
+    // SAFETY: asks for a constant.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    Ok(pages * u64::try_from(page).map_err(io::Error::other)?)
+}
+
+fn filter(plain: &[i64]) -> io::Result<BpfProgram> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        plain.iter().map(|call| (*call, Vec::new())).collect();
+    let own = u64::try_from(getpid().as_raw()).map_err(io::Error::other)?;
+    let executable = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
+    for (call, argument, op, value) in [
+        (libc::SYS_read, 0, SeccompCmpOp::Eq, 0),
+        (libc::SYS_write, 0, SeccompCmpOp::Le, 2),
+        (libc::SYS_tgkill, 0, SeccompCmpOp::Eq, own),
+        // No memory becomes code.
+        (libc::SYS_mmap, 2, executable.clone(), 0),
+        (libc::SYS_mprotect, 2, executable, 0),
+    ] {
+        let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, op, value);
+        let rule = condition.and_then(|c| SeccompRule::new(vec![c])).map_err(io::Error::other)?;
+        rules.insert(call, vec![rule]);
+    }
+    let machine = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
+    let filter =
+        SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, machine);
+    filter.and_then(BpfProgram::try_from).map_err(io::Error::other)
+}
