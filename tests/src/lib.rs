@@ -1,1 +1,10 @@
+//! The harness of the whole-system tests: `rhizome dev` and the command line, as a user has them,
+//! and an oracle that asks the kernel, never our notes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc)]
+
+mod kernel;
+mod system;
+
+pub use kernel::{Kernel, processes_naming};
+pub use system::{Answer, System, command, eventually};

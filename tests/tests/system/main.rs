@@ -1,0 +1,11 @@
+//! Whole-system tests: `rhizome dev` and the command line, with real btrfs, Redis and containers.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod chaos;
+mod demo;
+mod image;
+mod lifecycle;
+mod refusals;
+mod restart;
+mod tidy;
