@@ -1,0 +1,115 @@
+//! Submissions.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use http::StatusCode;
+use rhizome_identity::{Verified, digest, verify};
+use rhizome_model::api::Submitted;
+use rhizome_model::{AccountId, Code, Document, Envelope, Failure, KeyId, NodeId};
+use rhizome_service::{ApiError, ApiResult, clock};
+
+use super::App;
+use crate::store::AuditEntry;
+
+/// Takes a signed envelope: when this answers, it is on disk and on its way.
+#[utoipa::path(
+    post, path = "/v1/envelopes", tag = "deployments",
+    request_body(content = String, content_type = "application/json", description = "A DSSE envelope"),
+    responses(
+        (status = 202, body = Submitted, description = "Stored; follow its events"),
+        (status = "4XX", body = Failure, description = "Refused; nothing was changed"),
+    )
+)]
+pub async fn submit(
+    State(app): State<App>,
+    body: Result<Bytes, BytesRejection>,
+) -> ApiResult<(StatusCode, Json<Submitted>)> {
+    let bytes = body.map_err(unreadable)?;
+    // A task of its own: what was stored is dispatched, also when the caller does not wait for it.
+    let work = app.clone();
+    let submitted = app
+        .shutdown
+        .tracker
+        .spawn(async move { work.take(&bytes).await })
+        .await
+        .map_err(|_| Failure::new(Code::Internal, "a fault of ours stopped the submission"))??;
+    Ok((StatusCode::ACCEPTED, Json(submitted)))
+}
+
+fn unreadable(rejection: BytesRejection) -> ApiError {
+    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        let most = rhizome_model::MAX_ENVELOPE_BYTES;
+        ApiError::new(Code::TooLarge, format!("an envelope has at most {most} bytes"))
+    } else {
+        ApiError::new(Code::BadRequest, rejection.body_text())
+    }
+}
+
+impl App {
+    async fn take(&self, bytes: &[u8]) -> Result<Submitted, Failure> {
+        let _permit = self.submissions.acquire().await.expect("nothing ever closes it");
+        let checked = self.check(bytes).await;
+        let account = checked.as_ref().ok().map(|v| v.account.id);
+        let taken = match checked {
+            Ok(verified) => self.keep(&verified, bytes).await,
+            Err(failure) => Err(failure),
+        };
+        let code = taken.as_ref().err().map_or("accepted".to_owned(), |f| f.code.to_string());
+        metrics::counter!("rhizome_coord_submissions_total", "code" => code).increment(1);
+        if let Err(failure) = &taken {
+            self.note_refusal(bytes, account, failure).await;
+        }
+        taken
+    }
+
+    async fn check(&self, bytes: &[u8]) -> Result<Verified, Failure> {
+        let verified =
+            verify(bytes, self.accounts.as_ref(), &self.network, clock::now_secs()).await?;
+        if let Document::Deployment(document) = &verified.document {
+            for node in &document.placement.nodes {
+                self.check_node(*node).await?;
+            }
+        }
+        Ok(verified)
+    }
+
+    async fn check_node(&self, node: NodeId) -> Result<(), Failure> {
+        if self.nodes.find(node).await?.is_some() {
+            return Ok(());
+        }
+        let message = format!("there is no node {node}; `rhizome nodes` lists those that there are");
+        Err(Failure::new(Code::WrongNode, message))
+    }
+
+    async fn keep(&self, verified: &Verified, bytes: &[u8]) -> Result<Submitted, Failure> {
+        let submitted = self.store.submit(verified, bytes, clock::now_ms()).await?;
+        self.dispatcher.wake(&submitted.deployment, &submitted.nodes);
+        tracing::info!(deployment = %submitted.deployment, version = %submitted.version,
+            phase = %submitted.phase, digest = verified.digest, "an envelope was accepted");
+        self.known.remember(&verified.account).await;
+        Ok(submitted)
+    }
+
+    async fn note_refusal(&self, bytes: &[u8], account: Option<AccountId>, failure: &Failure) {
+        let envelope = Envelope::from_json(bytes).ok();
+        let digest = envelope.as_ref().map_or_else(String::new, digest);
+        let keyids: Vec<KeyId> = envelope
+            .iter()
+            .flat_map(|e| &e.signatures)
+            .filter_map(|s| s.keyid.parse().ok())
+            .collect();
+        tracing::info!(code = %failure.code, digest, ?account, "an envelope was refused");
+        let entry = AuditEntry {
+            at: clock::now_ms(),
+            digest: &digest,
+            keyids: &keyids,
+            account,
+            refusal: Some(failure),
+        };
+        if let Err(error) = self.store.audit(&entry).await {
+            tracing::error!(error = %Failure::from(error), "a refusal is not in the audit log");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Nodes, what they have free, and accounts.
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use rhizome_model::api::{
+    AccountView, NodeStatus, NodeView, PlacementReply, PlacementRequest, QueueView,
+};
+use rhizome_model::{Code, Failure, KeyId, NodeId};
+use rhizome_service::ApiResult;
+use serde::de::DeserializeOwned;
+
+use super::caller::{Caller, Signer};
+use super::{App, Json, Path, no_node};
+use crate::rules;
+
+/// All nodes, and how each of them is.
+#[utoipa::path(
+    get, path = "/v1/nodes", tag = "nodes", responses((status = 200, body = Vec<NodeView>))
+)]
+pub async fn list(State(app): State<App>, _: Caller) -> ApiResult<axum::Json<Vec<NodeView>>> {
+    Ok(axum::Json(app.nodes.views().await?))
+}
+
+/// One node.
+#[utoipa::path(
+    get, path = "/v1/nodes/{id}", tag = "nodes", params(("id" = u64, Path)),
+    responses((status = 200, body = NodeView), (status = 404, body = Failure))
+)]
+pub async fn show(
+    State(app): State<App>,
+    _: Caller,
+    Path(id): Path<NodeId>,
+) -> ApiResult<axum::Json<NodeView>> {
+    let node = app.nodes.find(id).await?.ok_or_else(|| no_node(id))?;
+    Ok(axum::Json(app.nodes.view(&node).await))
+}
+
+/// A node as it sees itself.
+#[utoipa::path(
+    get, path = "/v1/nodes/{id}/status", tag = "nodes", params(("id" = u64, Path)),
+    responses((status = 200, body = NodeStatus), (status = 404, body = Failure), (status = 503, body = Failure))
+)]
+pub async fn status(
+    State(app): State<App>,
+    _: Caller,
+    Path(id): Path<NodeId>,
+) -> ApiResult<axum::Json<NodeStatus>> {
+    app.ask_node(id, "/v1/node").await
+}
+
+/// The queues of a node.
+#[utoipa::path(
+    get, path = "/v1/nodes/{id}/queues", tag = "nodes", params(("id" = u64, Path)),
+    responses((status = 200, body = Vec<QueueView>), (status = 404, body = Failure), (status = 503, body = Failure))
+)]
+pub async fn queues(
+    State(app): State<App>,
+    _: Caller,
+    Path(id): Path<NodeId>,
+) -> ApiResult<axum::Json<Vec<QueueView>>> {
+    app.ask_node(id, "/v1/queues").await
+}
+
+/// Nodes for a deployment that is about to be signed: those with the most free memory.
+#[utoipa::path(
+    post, path = "/v1/placements", tag = "nodes", request_body = PlacementRequest,
+    responses((status = 200, body = PlacementReply), (status = 409, body = Failure))
+)]
+pub async fn place(
+    State(app): State<App>,
+    _: Caller,
+    Json(request): Json<PlacementRequest>,
+) -> ApiResult<axum::Json<PlacementReply>> {
+    let nodes = rules::place(app.nodes.views().await?, request.count)?;
+    Ok(axum::Json(PlacementReply { nodes }))
+}
+
+/// The account of a key. Any key may ask: who has no account yet learns so here.
+#[utoipa::path(
+    get, path = "/v1/accounts/{key}", tag = "accounts", params(("key" = String, Path)),
+    responses((status = 200, body = AccountView), (status = 404, body = Failure))
+)]
+pub async fn account(
+    State(app): State<App>,
+    _: axum::Extension<Signer>,
+    Path(key): Path<KeyId>,
+) -> ApiResult<Response> {
+    if let Some(account) = app.known.by_key(&key).await? {
+        return Ok(axum::Json(account).into_response());
+    }
+    let message = format!("no account has the key {key}; register it with the ledger first");
+    let failure = Failure::new(Code::UnknownAccount, message);
+    Ok((StatusCode::NOT_FOUND, axum::Json(failure)).into_response())
+}
+
+impl App {
+    async fn ask_node<T: DeserializeOwned>(
+        &self,
+        id: NodeId,
+        path: &str,
+    ) -> ApiResult<axum::Json<T>> {
+        self.nodes.find(id).await?.ok_or_else(|| no_node(id))?;
+        Ok(axum::Json(self.nodes.supervisor(id).await?.ours.get(path).await?))
+    }
+}

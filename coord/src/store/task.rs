@@ -1,0 +1,235 @@
+//! Tasks on their way to their nodes.
+
+use rhizome_model::api::TaskView;
+use rhizome_model::{Event, Failure, Move, NodeId, Phase, What};
+use sqlx::sqlite::SqliteConnection;
+
+use super::rows::{RawTask, deployment_id, seen_view};
+use super::{Result, Store, StoreError, TaskKey, TaskRow, append, begin, count, key_of, number};
+
+/// What a node shall be sent.
+#[derive(Debug, Clone)]
+pub struct Order {
+    pub task: TaskRow,
+    pub bytes: Vec<u8>,
+}
+
+impl Store {
+    /// What the task's node has not got yet.
+    pub async fn order(&self, key: &TaskKey) -> Result<Option<Order>> {
+        let mut conn = self.readers.acquire().await.map_err(StoreError::Sql)?;
+        let Some(task) = row(&mut conn, key).await?.filter(|t| !t.delivered) else {
+            return Ok(None);
+        };
+        let bytes: Vec<u8> = sqlx::query_scalar("SELECT bytes FROM envelopes WHERE digest = $1")
+            .bind(&task.envelope)
+            .fetch_one(&mut *conn)
+            .await?;
+        Ok(Some(Order { task, bytes }))
+    }
+
+    pub async fn envelope(&self, digest: &str) -> Result<Option<Vec<u8>>> {
+        Ok(sqlx::query_scalar("SELECT bytes FROM envelopes WHERE digest = $1")
+            .bind(digest)
+            .fetch_optional(&self.readers)
+            .await?)
+    }
+
+    /// Tasks that are still to be sent.
+    pub async fn undelivered(&self, limit: usize) -> Result<Vec<TaskKey>> {
+        let rows: Vec<(i64, String, i64)> = sqlx::query_as(
+            "SELECT account, name, node FROM tasks WHERE NOT delivered ORDER BY updated_at LIMIT $1",
+        )
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.readers)
+        .await?;
+        rows.into_iter()
+            .map(|(account, name, node)| {
+                let deployment = deployment_id(account, &name)?;
+                Ok(TaskKey { deployment, node: NodeId(count(node)) })
+            })
+            .collect()
+    }
+
+    /// The node answered that it has the envelope. Its events say what becomes of it.
+    pub async fn delivered(&self, key: &TaskKey, digest: &str, view: &TaskView) -> Result<()> {
+        let (account, name) = key_of(&key.deployment);
+        let mut writers = self.writers.lock().await;
+        sqlx::query(
+            "UPDATE tasks SET delivered = TRUE, holds = TRUE, waiting_for = NULL, view = $5
+             WHERE account = $1 AND name = $2 AND node = $3 AND envelope = $4",
+        )
+        .bind(account)
+        .bind(name)
+        .bind(number(key.node.0))
+        .bind(digest)
+        .bind(seen_view(view)?)
+        .execute(&mut writers.quick)
+        .await?;
+        Ok(())
+    }
+
+    /// The node said no, once and for all.
+    pub async fn refused(
+        &self,
+        key: &TaskKey,
+        digest: &str,
+        failure: &Failure,
+        now_ms: i64,
+    ) -> Result<()> {
+        let mut writers = self.writers.lock().await;
+        let mut tx = begin(&mut writers.quick).await?;
+        let Some(task) = row(&mut tx, key).await?.filter(|t| t.envelope == digest) else {
+            return Ok(());
+        };
+        let (account, name) = key_of(&key.deployment);
+        let (phase, waiting) = match task.phase {
+            // A delete that its node refuses stays owed: it waits for a newly signed one.
+            Phase::Deleting => {
+                let reason =
+                    format!("node {} refuses to delete it: {failure}; delete it again", key.node);
+                (Phase::Deleting, Some(reason))
+            }
+            phase => match phase.step(Move::Refuse) {
+                Ok(refused) => (refused, None),
+                // It had taken it before: what is true of the task, its events say.
+                Err(_) => {
+                    sqlx::query(
+                        "UPDATE tasks SET delivered = TRUE, waiting_for = NULL
+                         WHERE account = $1 AND name = $2 AND node = $3",
+                    )
+                    .bind(account)
+                    .bind(name)
+                    .bind(number(key.node.0))
+                    .execute(&mut *tx)
+                    .await?;
+                    return Ok(tx.commit().await?);
+                }
+            },
+        };
+        sqlx::query(
+            "UPDATE tasks SET delivered = TRUE, phase = $4, failure = $5, waiting_for = $6,
+               updated_at = $7
+             WHERE account = $1 AND name = $2 AND node = $3",
+        )
+        .bind(account)
+        .bind(name)
+        .bind(number(key.node.0))
+        .bind(phase.to_string())
+        .bind(serde_json::to_string(failure)?)
+        .bind(waiting)
+        .bind(now_ms)
+        .execute(&mut *tx)
+        .await?;
+        let what = What::Phase { phase, failure: Some(failure.clone()), outputs: None };
+        append(&mut tx, &event(&task, Some(key.node), now_ms, what)).await?;
+        tx.commit().await?;
+        drop(writers);
+        self.waker.wake(&key.deployment);
+        Ok(())
+    }
+
+    /// Why a task does not move; with `event` those who follow it are told too.
+    pub async fn waiting(
+        &self,
+        task: &TaskRow,
+        reason: &str,
+        told: Option<What>,
+        now_ms: i64,
+    ) -> Result<()> {
+        let (account, name) = key_of(&task.key.deployment);
+        let mut writers = self.writers.lock().await;
+        let mut tx = begin(&mut writers.quick).await?;
+        sqlx::query(
+            "UPDATE tasks SET waiting_for = $5
+             WHERE account = $1 AND name = $2 AND node = $3 AND envelope = $4 AND NOT delivered",
+        )
+        .bind(account)
+        .bind(name)
+        .bind(number(task.key.node.0))
+        .bind(&task.envelope)
+        .bind(reason)
+        .execute(&mut *tx)
+        .await?;
+        let wake = told.is_some();
+        if let Some(what) = told {
+            append(&mut tx, &event(task, None, now_ms, what)).await?;
+        }
+        tx.commit().await?;
+        drop(writers);
+        if wake {
+            self.waker.wake(&task.key.deployment);
+        }
+        Ok(())
+    }
+
+    /// The node does not know what it had: it is to be sent again. Says whether that is so still.
+    pub async fn lost(&self, held: &TaskRow, now_ms: i64) -> Result<bool> {
+        let key = &held.key;
+        let mut writers = self.writers.lock().await;
+        let mut tx = begin(&mut writers.quick).await?;
+        let unchanged = |t: &TaskRow| t.updated_at == held.updated_at && t.delivered;
+        let Some(task) = row(&mut tx, key).await?.filter(unchanged) else { return Ok(false) };
+        // What was ready begins anew; what was under way is still under way.
+        let phase = match task.phase {
+            Phase::Ready => task.phase.step(Move::Supersede).unwrap_or(task.phase),
+            other => other,
+        };
+        let (account, name) = key_of(&key.deployment);
+        sqlx::query(
+            "UPDATE tasks SET delivered = FALSE, phase = $4, view = NULL, updated_at = $5
+             WHERE account = $1 AND name = $2 AND node = $3",
+        )
+        .bind(account)
+        .bind(name)
+        .bind(number(key.node.0))
+        .bind(phase.to_string())
+        .bind(now_ms)
+        .execute(&mut *tx)
+        .await?;
+        let what = What::Retrying {
+            what: format!("sending it to node {}", key.node),
+            cause: "the node does not know it any more".into(),
+            in_ms: 0,
+        };
+        append(&mut tx, &event(&task, None, now_ms, what)).await?;
+        if phase != task.phase {
+            let what = What::Phase { phase, failure: None, outputs: None };
+            append(&mut tx, &event(&task, None, now_ms, what)).await?;
+        }
+        tx.commit().await?;
+        drop(writers);
+        self.waker.wake(&key.deployment);
+        Ok(true)
+    }
+
+    /// Keeps how the node shows a task.
+    pub async fn seen(&self, view: &TaskView) -> Result<()> {
+        let (account, name) = key_of(&view.deployment);
+        let mut writers = self.writers.lock().await;
+        sqlx::query("UPDATE tasks SET view = $4 WHERE account = $1 AND name = $2 AND node = $3")
+            .bind(account)
+            .bind(name)
+            .bind(number(view.node.0))
+            .bind(seen_view(view)?)
+            .execute(&mut writers.quick)
+            .await?;
+        Ok(())
+    }
+}
+
+pub(super) async fn row(conn: &mut SqliteConnection, key: &TaskKey) -> Result<Option<TaskRow>> {
+    let (account, name) = key_of(&key.deployment);
+    let raw: Option<RawTask> =
+        sqlx::query_as("SELECT * FROM tasks WHERE account = $1 AND name = $2 AND node = $3")
+            .bind(account)
+            .bind(name)
+            .bind(number(key.node.0))
+            .fetch_optional(conn)
+            .await?;
+    raw.map(TaskRow::try_from).transpose()
+}
+
+fn event(task: &TaskRow, node: Option<NodeId>, at: i64, what: What) -> Event {
+    Event { at, deployment: task.key.deployment.clone(), version: task.version, node, what }
+}
