@@ -1,1 +1,65 @@
-fn main() {}
+//! `rhizome`: the user's hand, and every service, in one binary.
+//!
+//! ```text
+//!   main ─▶ a role without arguments of a user's? (sandbox)   before anything else: it must be tiny
+//!        ─▶ config: rhizome.toml becomes RHIZOME_* where these are not set
+//!        ─▶ cli: clap reads flags, then RHIZOME_*
+//!        ─▶ commands::X::run(args, &globals) ─▶ exit code, or an error that `output` shows
+//! ```
+
+mod cli;
+mod commands;
+mod config;
+mod coord;
+mod document;
+mod error;
+mod follow;
+mod output;
+mod profile;
+mod progress;
+mod refs;
+mod render;
+mod submission;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::cli::Cli;
+use crate::error::Error;
+
+const NO_COMMAND: ErrorKind = ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+
+fn main() -> ExitCode {
+    // The sandbox evaluates a foreign script: it starts with nothing of ours in its memory.
+    if std::env::args_os().nth(1).is_some_and(|role| role == "sandbox") {
+        return rhizome_engine::sandbox_main();
+    }
+    // Known before the arguments are read: their own mistakes are shown as JSON, too.
+    let wants_json = std::env::args_os().take_while(|a| a != "--").any(|a| a == "--json");
+    match run() {
+        Ok(code) => code,
+        Err(error) => output::error(&error, wants_json),
+    }
+}
+
+fn run() -> Result<ExitCode, Error> {
+    config::apply()?;
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Not errors but answers: --help, --version, and the help for somebody who gave nothing.
+        Err(e) if !e.use_stderr() || e.kind() == NO_COMMAND => e.exit(),
+        Err(e) => return Err(Error::from_clap(&e)),
+    };
+    rhizome_service::log::init(&cli.globals.log, rhizome_service::log::Format::Text)
+        .map_err(|e| error::misuse(e.to_string()))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| error::internal("cannot start the asynchronous runtime", &e))?;
+    let code = runtime.block_on(cli.command.run(&cli.globals));
+    // A read of standard input cannot be cancelled; nobody waits for it.
+    runtime.shutdown_background();
+    code
+}

@@ -1,0 +1,161 @@
+//! The command line: global options, and one variant per command.
+//!
+//! To add a command: a file with `pub struct Args` and `pub async fn run(Args, &Globals)`, a variant
+//! of [`Command`], an arm of [`Command::run`].
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands as c;
+use crate::error::Error;
+
+/// Deploy signed scripts as machines, volumes and databases.
+#[derive(Debug, Parser)]
+#[command(
+    name = "rhizome",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 success, 1 the deployment or job failed, 2 misuse, 3 refused, \
+                  4 a service cannot be reached.\n\
+                  Configuration: rhizome.toml < RHIZOME_* < flags."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub globals: Globals,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command can be told. Without `--coord`, the running `rhizome dev` of `--state` says
+/// where coord and ledger are, which network it is, and with which key.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Globals {
+    /// Where coord listens, for example <http://127.0.0.1:8080>.
+    #[arg(long, global = true, env = "RHIZOME_COORD", value_name = "URL", hide_env_values = true)]
+    pub coord: Option<String>,
+    /// Where the ledger listens.
+    #[arg(long, global = true, env = "RHIZOME_LEDGER", value_name = "URL", hide_env_values = true)]
+    pub ledger: Option<String>,
+    /// The file with the private key [default: ~/.config/rhizome/key].
+    #[arg(long, global = true, env = "RHIZOME_KEY", value_name = "PATH", hide_env_values = true)]
+    pub key: Option<PathBuf>,
+    /// The state folder of a `rhizome dev` [default: ~/.local/share/rhizome/dev].
+    #[arg(long, global = true, env = "RHIZOME_STATE", value_name = "DIR", hide_env_values = true)]
+    pub state: Option<PathBuf>,
+    /// The network that signatures count on: dev, test or main
+    /// [default: what `rhizome dev` is, else main].
+    #[arg(
+        long,
+        global = true,
+        env = "RHIZOME_NETWORK",
+        value_name = "NAME",
+        hide_env_values = true
+    )]
+    pub network: Option<String>,
+    /// Print JSON (docs/json.md) and nothing else.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to log to standard error, as a tracing filter such as `info` or `rhizome_queue=debug`.
+    #[arg(
+        long,
+        global = true,
+        env = "RHIZOME_LOG",
+        value_name = "FILTER",
+        default_value = "warn",
+        hide_env_values = true
+    )]
+    pub log: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make, show and import the key that signs.
+    Key(c::key::Args),
+    /// Register and show the account of the key.
+    Account(c::account::Args),
+    /// Find mistakes in scripts without a server.
+    Check(c::check::Args),
+    /// Print the deployment document of a script, unsigned.
+    Document(c::document::Args),
+    /// Sign a script, submit it and watch it become resources.
+    Deploy(c::deploy::Args),
+    /// List deployments.
+    List(c::list::Args),
+    /// Show a deployment with its resources.
+    Show(c::show::Args),
+    /// What happened to a deployment.
+    Events(c::events::Args),
+    /// What a resource printed.
+    Logs(c::logs::Args),
+    /// Run a command inside a resource.
+    Exec(c::exec::Args),
+    /// Delete a deployment.
+    Delete(c::delete::Args),
+    /// Sign a document: makes a DSSE envelope.
+    Sign(c::sign::Args),
+    /// Submit a signed envelope.
+    Submit(c::submit::Args),
+    /// Check the signatures of an envelope.
+    Verify(c::verify::Args),
+    /// List nodes.
+    Nodes(c::nodes::Args),
+    /// Show a node.
+    Node(c::node::Args),
+    /// Show the job queues of nodes.
+    Queues(c::queues::Args),
+    /// Print the script API as definitions for editors (.d.rhai).
+    Definitions(c::definitions::Args),
+    /// Print the table of the script API (Markdown).
+    Reference(c::reference::Args),
+}
+
+impl Command {
+    pub async fn run(self, globals: &Globals) -> Result<ExitCode, Error> {
+        match self {
+            Self::Key(args) => c::key::run(args, globals).await,
+            Self::Account(args) => c::account::run(args, globals).await,
+            Self::Check(args) => c::check::run(args, globals).await,
+            Self::Document(args) => Box::pin(c::document::run(args, globals)).await,
+            Self::Deploy(args) => Box::pin(c::deploy::run(args, globals)).await,
+            Self::List(args) => c::list::run(args, globals).await,
+            Self::Show(args) => c::show::run(args, globals).await,
+            Self::Events(args) => Box::pin(c::events::run(args, globals)).await,
+            Self::Logs(args) => c::logs::run(args, globals).await,
+            Self::Exec(args) => c::exec::run(args, globals).await,
+            Self::Delete(args) => Box::pin(c::delete::run(args, globals)).await,
+            Self::Sign(args) => c::sign::run(args, globals).await,
+            Self::Submit(args) => Box::pin(c::submit::run(args, globals)).await,
+            Self::Verify(args) => c::verify::run(args, globals).await,
+            Self::Nodes(args) => c::nodes::run(args, globals).await,
+            Self::Node(args) => c::node::run(args, globals).await,
+            Self::Queues(args) => c::queues::run(args, globals).await,
+            Self::Definitions(args) => c::definitions::run(args, globals).await,
+            Self::Reference(args) => c::reference::run(args, globals).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn clap_finds_no_contradiction() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        let cli = Cli::command();
+        for command in cli.get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("rhizome "), "{} shows no example", command.get_name());
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! `rhizome key`: makes, shows and imports the key that signs.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use clap::Subcommand;
+use rhizome_identity::{KeyError, SigningKey};
+use rhizome_model::{Code, Failure};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use crate::cli::Globals;
+use crate::error::{Error, internal, misuse};
+use crate::output;
+use crate::profile::{Profile, default_key};
+
+/// Opens an encrypted OpenSSH key where nobody can be asked.
+const PASSPHRASE_VARIABLE: &str = "RHIZOME_PASSPHRASE";
+/// No private key and no list of words is longer.
+const MAX_INPUT: usize = 64 << 10;
+/// 24 words.
+const ENTROPY_BYTES: usize = 32;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    rhizome key new\n  \
+    rhizome key import ~/.ssh/id_ed25519\n  \
+    rhizome key import --words < words.txt\n  \
+    rhizome key show")]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Make a key. A file that is there already is never replaced.
+    New {
+        /// Derive it from 24 new words, and show them once: they are the key's backup.
+        #[arg(long)]
+        words: bool,
+    },
+    /// Show the public half.
+    Show,
+    /// Take over a key that exists: an OpenSSH Ed25519 private key, or words.
+    ///
+    /// The passphrase of an encrypted key is asked for, or taken from RHIZOME_PASSPHRASE; so is
+    /// the password of words, which is empty without that variable.
+    Import {
+        /// The OpenSSH private key; - reads standard input.
+        #[arg(required_unless_present = "words", conflicts_with = "words")]
+        file: Option<PathBuf>,
+        /// Read 12 to 24 BIP-39 words from standard input.
+        #[arg(long)]
+        words: bool,
+    },
+}
+
+pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
+    match args.what {
+        What::New { words } => {
+            let path = free_path(globals)?;
+            let phrase = if words { Some(new_words()?) } else { None };
+            let key = match &phrase {
+                Some(phrase) => SigningKey::from_mnemonic(phrase, ""),
+                None => SigningKey::generate(),
+            };
+            save(&key.map_err(refuse)?, &path, globals)?;
+            if let Some(phrase) = phrase {
+                output::note("Write these words down; they are shown this once:");
+                output::note(phrase.as_str());
+            }
+        }
+        What::Show => {
+            let path = Profile::load(globals)?.key;
+            show(&load(&path)?, &path, globals);
+        }
+        What::Import { file, .. } => {
+            let path = free_path(globals)?;
+            let key = match file {
+                Some(file) => import_openssh(&file)?,
+                None => import_words()?,
+            };
+            save(&key, &path, globals)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The key that signs, or what to do to have one.
+pub fn load(path: &Path) -> Result<SigningKey, Failure> {
+    SigningKey::load(path).map_err(|e| match e {
+        KeyError::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            misuse(format!(
+                "there is no key at {}: make one with `rhizome key new`, or give --key PATH",
+                path.display()
+            ))
+        }
+        other => refuse(other),
+    })
+}
+
+fn refuse(error: KeyError) -> Failure {
+    match error {
+        KeyError::Random(_) | KeyError::File { .. } => {
+            Failure::new(Code::Internal, error.to_string())
+        }
+        KeyError::Weak(_)
+        | KeyError::Mismatch
+        | KeyError::Exposed { .. }
+        | KeyError::Foreign { .. }
+        | KeyError::Malformed { .. }
+        | KeyError::Import(_) => misuse(error.to_string()),
+    }
+}
+
+/// Where a new key goes; refused before anything secret is made or asked for.
+fn free_path(globals: &Globals) -> Result<PathBuf, Failure> {
+    let path = match &globals.key {
+        Some(path) => path.clone(),
+        None => default_key()?,
+    };
+    if path.symlink_metadata().is_ok() {
+        return Err(misuse(format!(
+            "{} exists and is not replaced: give another place with --key PATH",
+            path.display()
+        )));
+    }
+    Ok(path)
+}
+
+fn save(key: &SigningKey, path: &Path, globals: &Globals) -> Result<(), Failure> {
+    if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|e| {
+            internal(&format!("cannot make the folder {}", folder.display()), &e)
+        })?;
+    }
+    key.save_new(path).map_err(refuse)?;
+    show(key, path, globals);
+    Ok(())
+}
+
+fn show(key: &SigningKey, path: &Path, globals: &Globals) {
+    let address = key.mycelium_address();
+    if globals.json {
+        output::json(&json!({
+            "path": path,
+            "key": key.key_id(),
+            "ssh": ssh_public(key),
+            "mycelium_address": address,
+        }));
+    } else {
+        output::line(format!("file              {}", path.display()));
+        output::line(format!("key id            {}", key.key_id()));
+        output::line(format!("public key        {}", ssh_public(key)));
+        output::line(format!("mycelium address  {address}"));
+    }
+}
+
+/// The public half as OpenSSH writes it.
+fn ssh_public(key: &SigningKey) -> String {
+    const KIND: &str = "ssh-ed25519";
+    let mut blob = Vec::new();
+    for part in [KIND.as_bytes(), &key.key_id().0] {
+        let length = u32::try_from(part.len()).expect("both parts are some bytes long");
+        blob.extend_from_slice(&length.to_be_bytes());
+        blob.extend_from_slice(part);
+    }
+    format!("{KIND} {}", STANDARD.encode(blob))
+}
+
+fn new_words() -> Result<Zeroizing<String>, Failure> {
+    let mut entropy = Zeroizing::new([0; ENTROPY_BYTES]);
+    getrandom::fill(entropy.as_mut()).map_err(|e| refuse(KeyError::Random(e)))?;
+    let mnemonic = bip39::Mnemonic::from_entropy(entropy.as_ref())
+        .map_err(|e| internal("cannot make words", &e))?;
+    Ok(Zeroizing::new(mnemonic.to_string()))
+}
+
+fn import_openssh(file: &Path) -> Result<SigningKey, Failure> {
+    let text = secret_text(super::read_input(file, MAX_INPUT)?)?;
+    SigningKey::from_openssh(&text, || passphrase(file)).map_err(refuse)
+}
+
+fn import_words() -> Result<SigningKey, Failure> {
+    let text = secret_text(super::read_input(Path::new("-"), MAX_INPUT)?)?;
+    let password = from_variable().unwrap_or_default();
+    SigningKey::from_mnemonic(&text, &password).map_err(refuse)
+}
+
+fn secret_text(bytes: Vec<u8>) -> Result<Zeroizing<String>, Failure> {
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Zeroizing::new(text)),
+        Err(e) => {
+            drop(Zeroizing::new(e.into_bytes()));
+            Err(misuse("this is not text: neither an OpenSSH private key nor words"))
+        }
+    }
+}
+
+fn passphrase(file: &Path) -> Result<Zeroizing<String>, KeyError> {
+    if let Some(passphrase) = from_variable() {
+        return Ok(passphrase);
+    }
+    let prompt = format!("Passphrase of {}: ", file.display());
+    rpassword::prompt_password(prompt).map(Zeroizing::new).map_err(|e| {
+        KeyError::Import(format!(
+            "the key is encrypted and nobody can be asked for its passphrase ({e}): set \
+             {PASSPHRASE_VARIABLE}"
+        ))
+    })
+}
+
+fn from_variable() -> Option<Zeroizing<String>> {
+    std::env::var(PASSPHRASE_VARIABLE).ok().map(Zeroizing::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_public_half_as_openssh_writes_it() {
+        // ssh-keygen -y of the seed 00…00 prints this.
+        let key = SigningKey::from_seed([0; 32]);
+        assert_eq!(
+            key.key_id().to_string(),
+            "3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29"
+        );
+        let ssh = ssh_public(&key);
+        let blob = STANDARD.decode(ssh.strip_prefix("ssh-ed25519 ").unwrap()).unwrap();
+        assert_eq!(&blob[..19], b"\0\0\0\x0bssh-ed25519\0\0\0\x20");
+        assert_eq!(blob[19..], key.key_id().0);
+    }
+
+    #[test]
+    fn new_words_are_a_key() {
+        let words = new_words().unwrap();
+        assert_eq!(words.split(' ').count(), 24);
+        let key = SigningKey::from_mnemonic(&words, "").unwrap();
+        assert_ne!(key.key_id(), SigningKey::from_mnemonic(&new_words().unwrap(), "").unwrap().key_id());
+    }
+}

@@ -1,0 +1,47 @@
+//! One file per command: its arguments, and what it does.
+
+pub mod account;
+pub mod check;
+pub mod definitions;
+pub mod delete;
+pub mod deploy;
+pub mod document;
+pub mod events;
+pub mod exec;
+pub mod key;
+pub mod list;
+pub mod logs;
+pub mod node;
+pub mod nodes;
+pub mod queues;
+pub mod reference;
+pub mod show;
+pub mod sign;
+pub mod submit;
+pub mod verify;
+
+use std::io::Read;
+use std::path::Path;
+
+use rhizome_model::Failure;
+
+use crate::error::misuse;
+
+/// Reads a file, or standard input for `-`.
+fn read_input(path: &Path, limit: usize) -> Result<Vec<u8>, Failure> {
+    let open = || -> std::io::Result<Box<dyn Read>> {
+        if path.as_os_str() == "-" {
+            Ok(Box::new(std::io::stdin()))
+        } else {
+            Ok(Box::new(std::fs::File::open(path)?))
+        }
+    };
+    let mut bytes = Vec::new();
+    open()
+        .and_then(|file| file.take(limit as u64 + 1).read_to_end(&mut bytes))
+        .map_err(|e| misuse(format!("cannot read {}: {e}", path.display())))?;
+    if bytes.len() > limit {
+        return Err(misuse(format!("{} has more than {limit} bytes", path.display())));
+    }
+    Ok(bytes)
+}

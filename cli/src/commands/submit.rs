@@ -1,0 +1,47 @@
+//! `rhizome submit`: hands over an envelope that was signed before, byte for byte.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use rhizome_model::{Envelope, MAX_ENVELOPE_BYTES, payload_type};
+use rhizome_service::Client;
+
+use super::read_input;
+use crate::cli::Globals;
+use crate::coord::{self, Session};
+use crate::error::Error;
+use crate::profile::Profile;
+use crate::progress::Goal;
+use crate::submission::Submission;
+
+/// What is larger is sent nevertheless, so that coord says its own word; but not without an end.
+const LIMIT: usize = MAX_ENVELOPE_BYTES * 4;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  rhizome submit envelope.json")]
+pub struct Args {
+    /// The envelope; - reads standard input.
+    pub envelope: PathBuf,
+    /// Do not wait for the end: coord keeps it going. This needs no key.
+    #[arg(long)]
+    pub detach: bool,
+}
+
+pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
+    let begun = Instant::now();
+    let bytes = read_input(&args.envelope, LIMIT)?;
+    // What it is for decides what we wait for. One that we cannot read coord refuses.
+    let deletes =
+        Envelope::from_json(&bytes).is_ok_and(|e| e.payload_type == payload_type::DELETE);
+    let goal = if deletes { Goal::Deleted } else { Goal::Deployed };
+    let submission =
+        |submitted| Submission { submitted, goal, begun, json: globals.json };
+    if args.detach {
+        let coord = Client::new("coord", Profile::load(globals)?.coord()?)?;
+        return Ok(submission(coord::submit(&coord, bytes).await?).detach());
+    }
+    // The key that watches is loaded before anything is handed over.
+    let session = Session::open(globals)?;
+    submission(session.coord.submit(bytes).await?).watch(&session.coord).await
+}

@@ -1,0 +1,168 @@
+//! Nodes and their queues for people.
+
+use rhizome_model::api::{CapacityView, NodeStatus, NodeView, QueueView};
+
+use super::{clean, duration, table};
+
+/// One line each.
+pub fn list(nodes: &[NodeView]) -> String {
+    let rows = nodes.iter().map(|node| {
+        let free = |part: fn(&CapacityView) -> String| {
+            node.capacity.as_ref().map_or_else(|| "-".to_owned(), part)
+        };
+        [
+            node.id.to_string(),
+            node.farm.to_string(),
+            state(node),
+            free(|c| format!("{} of {}", c.free.cpu, c.total.cpu)),
+            free(|c| format!("{} of {}", c.free.memory, c.total.memory)),
+            free(|c| format!("{} of {}", c.free.disk, c.total.disk)),
+            node.address.to_string(),
+        ]
+    });
+    table(["NODE", "FARM", "STATE", "FREE CPU", "FREE MEMORY", "FREE DISK", "ADDRESS"], rows)
+}
+
+fn state(node: &NodeView) -> String {
+    let word = match (node.online, node.reachable) {
+        (true, true) => "up",
+        (true, false) => "up, not reachable",
+        (false, true) => "reachable, no uptime reports",
+        (false, false) => "down",
+    };
+    match &node.problem {
+        Some(problem) => format!("{word}: {}", clean(problem)),
+        None => word.to_owned(),
+    }
+}
+
+/// All of one, with its own view where it gives one.
+pub fn show(node: &NodeView, status: Option<&NodeStatus>) -> String {
+    let mut parts = vec![format!(
+        "node {} of farm {}: {}\naddress  {}\nkey id   {}",
+        node.id,
+        node.farm,
+        state(node),
+        node.address,
+        node.key
+    )];
+    let usage = status.map(|s| s.usage).or(node.capacity);
+    parts.extend(usage.as_ref().map(capacity));
+    if let Some(status) = status.filter(|s| !s.pools.is_empty()) {
+        let runners = status.pools.iter().flat_map(|pool| {
+            pool.runners.iter().map(|runner| {
+                [
+                    runner.name.clone(),
+                    pool.queues.join(" "),
+                    runner.pid.to_string(),
+                    runner.restarts.to_string(),
+                ]
+            })
+        });
+        parts.push(table(["RUNNER", "QUEUES", "PID", "RESTARTS"], runners));
+    }
+    parts.join("\n\n")
+}
+
+fn capacity(usage: &CapacityView) -> String {
+    let rows = [("total", usage.total), ("reserved", usage.reserved), ("free", usage.free)].map(
+        |(what, c)| {
+            [what.to_owned(), c.cpu.to_string(), c.memory.to_string(), c.disk.to_string()]
+        },
+    );
+    table(["", "CPU", "MEMORY", "DISK"], rows)
+}
+
+pub fn queues(queues: &[QueueView]) -> String {
+    let rows = queues.iter().map(|queue| {
+        let ended: Vec<_> = queue
+            .ended
+            .iter()
+            .map(|(state, n)| format!("{n} {}", format!("{state:?}").to_lowercase()))
+            .collect();
+        [
+            queue.node.to_string(),
+            queue.queue.clone(),
+            queue.ready.to_string(),
+            queue.running.to_string(),
+            queue.delayed.to_string(),
+            queue.dead.to_string(),
+            if queue.ready > 0 { duration(queue.oldest_ms) } else { "-".to_owned() },
+            ended.join(", "),
+        ]
+    });
+    table(["NODE", "QUEUE", "READY", "RUNNING", "DELAYED", "DEAD", "OLDEST", "ENDED"], rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use rhizome_model::api::{PoolView, RunnerView};
+    use rhizome_model::{Bytes, Capacity, Cpu, FarmId, JobState, KeyId, NodeFacts, NodeId};
+
+    use super::*;
+
+    fn usage() -> CapacityView {
+        let total = Capacity { cpu: Cpu::cores(4), memory: Bytes::gib(8), disk: Bytes::gib(100) };
+        let reserved =
+            Capacity { cpu: Cpu::from_millis(1500), memory: Bytes::gib(1), disk: Bytes::gib(10) };
+        CapacityView { total, reserved, free: total.saturating_sub(reserved) }
+    }
+
+    fn node() -> NodeView {
+        NodeView {
+            id: NodeId(1),
+            farm: FarmId(1),
+            key: KeyId([0xab; 32]),
+            address: "5d3:7a10:1:2:3:4:5:6".parse().unwrap(),
+            online: true,
+            reachable: true,
+            capacity: Some(usage()),
+            problem: None,
+        }
+    }
+
+    #[test]
+    fn nodes_for_people() {
+        let down = NodeView {
+            id: NodeId(2),
+            online: false,
+            reachable: false,
+            capacity: None,
+            problem: Some("no uptime report for 40 min".into()),
+            ..node()
+        };
+        insta::assert_snapshot!(list(&[node(), down]));
+    }
+
+    #[test]
+    fn a_node_for_people() {
+        let facts = NodeFacts {
+            id: NodeId(1),
+            farm: FarmId(1),
+            address: node().address,
+            capacity: usage().total,
+        };
+        let runners = vec![RunnerView { name: "machine-1".into(), pid: 42, restarts: 0 }];
+        let pools = vec![PoolView { queues: vec!["machine".into()], runners }];
+        let status = NodeStatus { facts, key: node().key, usage: usage(), pools };
+        insta::assert_snapshot!(show(&node(), Some(&status)));
+    }
+
+    #[test]
+    fn queues_for_people() {
+        let queue = QueueView {
+            node: NodeId(1),
+            queue: "machine".into(),
+            ready: 3,
+            running: 2,
+            delayed: 1,
+            dead: 0,
+            oldest_ms: 1500,
+            ended: BTreeMap::from([(JobState::Succeeded, 20), (JobState::Failed, 1)]),
+        };
+        let idle = QueueView { queue: "script".into(), ready: 0, ended: BTreeMap::new(), ..queue.clone() };
+        insta::assert_snapshot!(queues(&[queue, idle]));
+    }
+}
