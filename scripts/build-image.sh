@@ -16,6 +16,7 @@ trap 'rm -rf "$root" "$new"' EXIT
 
 cd "$root"
 mkdir -p bin sbin etc tmp root data dev proc sys run usr/bin usr/sbin var/www
+chmod 755 .
 chmod 1777 tmp
 cp "$busybox" bin/busybox
 chmod 755 bin/busybox

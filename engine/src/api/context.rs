@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rhai::{Dynamic, Engine, Module, NativeCallContext, Position};
+use rhai::{Dynamic, Engine, NativeCallContext, Position};
 use rhizome_model::Code;
 use serde_json::json;
 
@@ -75,11 +75,16 @@ pub fn set(engine: &mut Engine, context: &Context) {
         }),
         peers.map(|p| json!({ "node": p.node, "address": address(p.address) })).collect(),
     ];
-    let mut module = Module::new();
-    for ((name, _), value) in NAMES.iter().zip(values) {
-        module.set_var(*name, from_json(&value).into_read_only());
-    }
-    engine.register_global_module(module.into());
+    let values: Vec<_> =
+        NAMES.iter().zip(values).map(|((name, _), value)| (*name, from_json(&value))).collect();
+    // Not constants of a scope: functions and closures see these too. An own variable of the
+    // script comes first.
+    engine.on_var(move |name, index, context| {
+        if index > 0 || context.scope().contains(name) {
+            return Ok(None);
+        }
+        Ok(values.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone()))
+    });
 }
 
 fn log(session: &Arc<Session>, at: Position, message: String) -> Fallible<()> {

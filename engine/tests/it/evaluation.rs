@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use rhizome_engine::Stop;
-use rhizome_model::{Code, Failure, WorkloadKind};
+use rhizome_model::{Code, Failure, WorkloadKind, resource_address};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Fake, failed, outputs, run, sandboxes, script, shown};
+use crate::support::{Fake, NODE, failed, outputs, run, sandboxes, script, shown};
 
 const DEMO: &str = include_str!("../../../scripts/demo.rhai");
 
@@ -23,7 +23,8 @@ async fn the_demo_declares_waits_and_says() {
     assert_eq!((data.kind, data.spec["size"].as_u64()), (WorkloadKind::Volume, Some(16 << 20)));
     assert_eq!(web.spec["mounts"][0]["volume"], json!("data"));
     let command = client.spec["command"][2].as_str().unwrap();
-    assert!(command.contains("http://[5d3:7a10:1:2:5e4:ebbe:7057:c8ba]/"), "{command}");
+    let web = resource_address(NODE.parse().unwrap(), &"1/demo/web".parse().unwrap());
+    assert!(command.contains(&format!("http://[{web}]/")), "{command}");
     assert!(command.contains("$((tries + 1))"), "{command}");
 }
 
@@ -61,6 +62,9 @@ async fn the_script_sees_its_context_in_functions_too() {
         output("deployment", deployment);
         output("peers", peers);
         output("closure", [1, 2].map(|n| n + params.replicas));
+        fn inner() { [1].map(|n| n + node.id) }
+        output("in both", inner());
+        { let peers = 5; output("own", peers); }
     "#,
     )
     .await;
