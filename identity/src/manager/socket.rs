@@ -102,8 +102,7 @@ async fn unseal(
     State(service): State<Arc<Service>>,
     request: Result<Json<UnsealRequest>, JsonRejection>,
 ) -> ApiResult<Json<UnsealReply>> {
-    let ours = nix::unistd::geteuid().as_raw();
-    if !uid.is_some_and(|uid| uid == ours || uid == 0) {
+    if !may_unseal(uid, nix::unistd::geteuid().as_raw()) {
         tracing::warn!(?uid, "a foreign user asked for a secret");
         return Err(ApiError::new(
             Code::Unauthorised,
@@ -121,8 +120,24 @@ async fn unseal(
     Ok(Json(UnsealReply { secret: STANDARD.encode(&*secret) }))
 }
 
+/// The mode of the socket keeps others away already; this holds also where somebody changed it.
+fn may_unseal(peer: Option<u32>, ours: u32) -> bool {
+    peer.is_some_and(|uid| uid == ours || uid == 0)
+}
+
 /// Who this node is.
 #[utoipa::path(get, path = "/v1/identity", responses((status = 200, body = NodeIdentity)))]
 async fn who(State(service): State<Arc<Service>>) -> Json<NodeIdentity> {
     Json(service.identity.borrow().clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_root_and_our_own_user_have_secrets_opened() {
+        assert!(may_unseal(Some(0), 1000) && may_unseal(Some(1000), 1000));
+        assert!(!may_unseal(Some(1001), 1000) && !may_unseal(Some(1000), 0) && !may_unseal(None, 0));
+    }
 }

@@ -1,0 +1,98 @@
+//! Reading requests as the registrar does: the body whatever its content type says, query
+//! parameters with the texts of its errors.
+
+use std::collections::HashMap;
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Query, Request};
+use axum::http::StatusCode;
+use serde::de::DeserializeOwned;
+
+use crate::db::Page;
+use crate::error::{LedgerError, Reply};
+
+const DEFAULT_PAGE_SIZE: u64 = 50;
+/// A list in one reply is no longer than this; v4 had no limit.
+const MAX_PAGE_SIZE: u64 = 1000;
+
+/// The bytes of a request.
+pub struct Body(Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = LedgerError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, LedgerError> {
+        Bytes::from_request(request, state).await.map(Self).map_err(|e| {
+            if e.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                LedgerError::too_large(e.body_text())
+            } else {
+                LedgerError::bad_request(e.body_text())
+            }
+        })
+    }
+}
+
+impl Body {
+    /// The JSON in it; `Err` says what is wrong with it.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, String> {
+        serde_json::from_slice(&self.0).map_err(|e| e.to_string())
+    }
+}
+
+/// The parameters of a query, by name.
+pub struct Params {
+    values: HashMap<String, String>,
+    /// What v4's messages call the thing that they are read into.
+    target: &'static str,
+}
+
+impl Params {
+    pub fn new(Query(values): Query<HashMap<String, String>>, target: &'static str) -> Self {
+        Self { values, target }
+    }
+
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str).filter(|v| !v.is_empty())
+    }
+
+    pub fn number(&self, name: &str) -> Reply<Option<u64>> {
+        self.text(name)
+            .map(|text| parse_number(text).map_err(|e| self.unbound(&e)))
+            .transpose()
+    }
+
+    pub fn flag(&self, name: &str) -> Reply<Option<bool>> {
+        // The forms that Go's strconv.ParseBool takes.
+        let flag = |text: &str| match text {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+            _ => Err(self.unbound(&format!("strconv.ParseBool: parsing {text:?}: invalid syntax"))),
+        };
+        self.text(name).map(flag).transpose()
+    }
+
+    pub fn page(&self) -> Reply<Page> {
+        let page = self.number("page")?.unwrap_or(1).max(1);
+        let size = self.number("size")?.unwrap_or(DEFAULT_PAGE_SIZE).min(MAX_PAGE_SIZE);
+        let offset = (page - 1).saturating_mul(size);
+        Ok(Page {
+            limit: i64::try_from(size).unwrap_or(i64::MAX),
+            offset: i64::try_from(offset).unwrap_or(i64::MAX),
+        })
+    }
+
+    fn unbound(&self, why: &str) -> LedgerError {
+        LedgerError::bad_request(format!("failed to bind query params to {}: {why}", self.target))
+    }
+}
+
+/// A number as Go's strconv.ParseUint reads it, with its text when it is none.
+pub fn parse_number(text: &str) -> Result<u64, String> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let shown: String = text.chars().take(80).collect();
+    match text.parse() {
+        Ok(number) if digits => Ok(number),
+        _ if digits => Err(format!("strconv.ParseUint: parsing {shown:?}: value out of range")),
+        _ => Err(format!("strconv.ParseUint: parsing {shown:?}: invalid syntax")),
+    }
+}

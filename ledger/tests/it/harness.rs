@@ -1,0 +1,169 @@
+//! A ledger in this process, and calls as any HTTP client makes them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::Method;
+use rhizome_identity::SigningKey;
+use rhizome_ledger::LedgerConfig;
+use rhizome_model::Failure;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+pub struct Ledger {
+    pub address: SocketAddr,
+    pub dir: tempfile::TempDir,
+    http: reqwest::Client,
+    stop: CancellationToken,
+    task: Option<JoinHandle<Result<(), Failure>>>,
+}
+
+/// A status and the JSON that came with it.
+pub type Answer = (u16, Value);
+
+impl Ledger {
+    pub async fn start() -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), "127.0.0.1:0".parse().unwrap()).await
+    }
+
+    pub async fn start_in(dir: tempfile::TempDir, listen: SocketAddr) -> Self {
+        let listener = rhizome_service::http::bind(listen).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let config = LedgerConfig {
+            database: dir.path().join("ledger.sqlite"),
+            listen: address,
+            network: "dev".into(),
+        };
+        let task = tokio::spawn(rhizome_ledger::run(config, listener, stop.clone()));
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        Self { address, dir, http, stop, task: Some(task) }
+    }
+
+    /// Stops it and starts it again on the same files and the same port.
+    pub async fn restart(self) -> Self {
+        let address = self.address;
+        let dir = self.stop().await;
+        Self::start_in(dir, address).await
+    }
+
+    pub async fn stop(mut self) -> tempfile::TempDir {
+        self.stop.cancel();
+        let task = self.task.take().unwrap();
+        tokio::time::timeout(DEADLINE, task).await.expect("it did not stop").unwrap().unwrap();
+        self.dir
+    }
+
+    pub fn base(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn database(&self) -> PathBuf {
+        self.dir.path().join("ledger.sqlite")
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.call(Method::GET, path, None, None).await
+    }
+
+    /// A call with the JSON of `body`, signed as `who`.
+    pub async fn send(&self, method: Method, path: &str, who: Option<&Caller>, body: &Value) -> Answer {
+        let auth = who.map(|caller| x_auth(&caller.key, caller.id, now()));
+        self.call(method, path, auth.as_deref(), Some(body.to_string())).await
+    }
+
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        auth: Option<&str>,
+        body: Option<String>,
+    ) -> Answer {
+        let mut request = self.http.request(method, format!("{}{path}", self.base()));
+        if let Some(auth) = auth {
+            request = request.header("X-Auth", auth);
+        }
+        // No content type: gin reads a body as JSON without one, so we must too.
+        let response = request.body(body.unwrap_or_default()).send().await.unwrap();
+        let status = response.status().as_u16();
+        let text = response.text().await.unwrap();
+        let json = serde_json::from_str(&text)
+            .unwrap_or_else(|e| panic!("{status} with a body that is no JSON ({e}): {text}"));
+        (status, json)
+    }
+
+    /// An account of the key with this seed.
+    pub async fn account(&self, seed: u8) -> Caller {
+        let key = SigningKey::from_seed([seed; 32]);
+        let (status, account) = self.send(Method::POST, "/v1/accounts", None, &new_account(&key, now())).await;
+        assert_eq!(status, 201, "{account}");
+        Caller { key, id: account["twin_id"].as_u64().unwrap() }
+    }
+
+    pub async fn farm(&self, owner: &Caller, name: &str) -> u64 {
+        let farm = json!({ "farm_name": name, "twin_id": owner.id, "stellar_address": stellar() });
+        let (status, made) = self.send(Method::POST, "/v1/farms", Some(owner), &farm).await;
+        assert_eq!(status, 201, "{made}");
+        made["farm_id"].as_u64().unwrap()
+    }
+
+    pub async fn node(&self, owner: &Caller, farm: u64) -> u64 {
+        let (status, made) = self.send(Method::POST, "/v1/nodes", Some(owner), &new_node(owner.id, farm)).await;
+        assert_eq!(status, 201, "{made}");
+        made["node_id"].as_u64().unwrap()
+    }
+}
+
+/// An account and its key.
+pub struct Caller {
+    pub key: SigningKey,
+    pub id: u64,
+}
+
+pub fn now() -> i64 {
+    rhizome_service::clock::now_secs()
+}
+
+pub fn stellar() -> String {
+    format!("G{}", "A2".repeat(28))[..56].to_owned()
+}
+
+pub fn base64_of(key: &SigningKey) -> String {
+    STANDARD.encode(key.key_id().0)
+}
+
+pub fn new_account(key: &SigningKey, timestamp: i64) -> Value {
+    let public_key = base64_of(key);
+    let signature = STANDARD.encode(key.sign(format!("{timestamp}:{public_key}").as_bytes()));
+    json!({ "timestamp": timestamp, "public_key": public_key, "signature": signature })
+}
+
+pub fn new_node(account: u64, farm: u64) -> Value {
+    json!({
+        "twin_id": account, "farm_id": farm, "serial_number": "S1", "secure_boot": true,
+        "virtualized": true, "location": { "country": "Belgium", "city": "Ghent",
+            "longitude": "3.7", "latitude": "51.0" },
+        "resources": { "hru": 1, "sru": 2, "cru": 3, "mru": u64::from(u32::MAX) },
+        "interfaces": [{ "name": "eth0", "mac": "aa:bb", "ips": ["10.0.0.2", "fd00::2"] }],
+        // What v4's client sends besides.
+        "uptime": null, "last_seen": null, "online": false, "node_id": 0, "Approved": false,
+    })
+}
+
+pub fn x_auth(key: &SigningKey, account: u64, timestamp: i64) -> String {
+    let challenge = format!("{timestamp}:{account}");
+    let signature = STANDARD.encode(key.sign(challenge.as_bytes()));
+    format!("{}:{signature}", STANDARD.encode(challenge))
+}
+
+/// The text of an error, of which the code must be given as well.
+pub fn error(answer: &Answer) -> (u16, &str) {
+    assert!(answer.1["code"].is_string(), "no code: {}", answer.1);
+    (answer.0, answer.1["error"].as_str().expect("an error is a text"))
+}

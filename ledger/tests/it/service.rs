@@ -1,0 +1,54 @@
+use rhizome_ledger::LedgerConfig;
+use rhizome_model::Code;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Ledger, error};
+
+#[tokio::test]
+async fn it_has_what_every_service_has() {
+    let ledger = Ledger::start().await;
+    assert_eq!(ledger.get("/healthz").await, (200, json!({ "status": "ok" })));
+    let (status, api) = ledger.get("/openapi.json").await;
+    assert_eq!(status, 200);
+    let paths: Vec<_> = api["paths"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(
+        paths,
+        ["/v1/accounts", "/v1/accounts/{twin_id}", "/v1/farms", "/v1/farms/{farm_id}", "/v1/nodes",
+         "/v1/nodes/{node_id}", "/v1/nodes/{node_id}/uptime"]
+    );
+    let metrics = reqwest::get(format!("{}/metrics", ledger.base())).await.unwrap();
+    assert_eq!(metrics.status(), 200);
+    let answer = ledger.get("/v1/nothing").await;
+    assert_eq!((error(&answer).0, &answer.1["code"]), (404, &json!("no_such_route")));
+}
+
+#[tokio::test]
+async fn browsers_may_call_it() {
+    let ledger = Ledger::start().await;
+    let reply = reqwest::Client::new()
+        .request(http::Method::OPTIONS, format!("{}/v1/farms/1", ledger.base()))
+        .header("origin", "https://dash.example")
+        .header("access-control-request-method", "PATCH")
+        .header("access-control-request-headers", "x-auth,content-type")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(reply.status(), 200);
+    assert_eq!(reply.headers()["access-control-allow-origin"], "*");
+    assert!(reply.headers()["access-control-allow-methods"].to_str().unwrap().contains("PATCH"));
+}
+
+#[tokio::test]
+async fn it_does_not_open_what_is_no_database_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let listener = rhizome_service::http::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let config = LedgerConfig {
+        database: dir.path().join("file/ledger.sqlite"),
+        listen: listener.local_addr().unwrap(),
+        network: "dev".into(),
+    };
+    let failure = rhizome_ledger::run(config, listener, CancellationToken::new()).await.unwrap_err();
+    assert_eq!(failure.code, Code::StateNotWritable);
+}
