@@ -1,0 +1,229 @@
+//! Control groups: where a machine's processes are found, counted and ended.
+//!
+//! ```text
+//!   <hierarchy>/rz<8 digits>/ACCOUNT.DEPLOYMENT.NAME         the container; the runtime makes it
+//!   <tracking>/rz<8 digits>/shims/ACCOUNT.DEPLOYMENT.NAME    its shim, and the runtime while it starts
+//! ```
+//!
+//! The tracking hierarchy is cgroup2 where it is mounted, as on every host of today, be it beside
+//! v1. Ending a machine means: kill both groups until they are empty, then remove them everywhere.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rhizome_model::{Code, ResourceId};
+
+use crate::error::{During, Result, SalError, shown};
+use crate::files;
+
+/// Processes that are killed are gone within this, unless the kernel hangs.
+const PATIENCE: Duration = Duration::from_secs(20);
+const SHIMS: &str = "shims";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// The controllers are on hierarchies of their own, perhaps beside an empty cgroup2.
+    V1,
+    V2,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Cgroups {
+    /// Mount points of all hierarchies, the tracking one first.
+    roots: Vec<PathBuf>,
+    pub version: Version,
+    /// The node's parent group.
+    parent: String,
+}
+
+impl Cgroups {
+    pub fn detect(parent: &str) -> Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").during("read the mounts")?;
+        let (roots, version) = parse_mounts(&mounts, |v2| {
+            let controllers = fs::read_to_string(v2.join("cgroup.controllers")).unwrap_or_default();
+            ["cpu", "memory", "pids"]
+                .iter()
+                .all(|c| controllers.split_whitespace().any(|x| x == *c))
+        })
+        .ok_or_else(|| {
+            SalError::new(
+                Code::Unavailable,
+                "no cgroup hierarchy is mounted: mount cgroup2 on /sys/fs/cgroup",
+            )
+        })?;
+        Ok(Self { roots, version, parent: parent.to_owned() })
+    }
+
+    /// The group of a container, as the runtime is told.
+    pub fn of_machine(&self, id: &ResourceId) -> String {
+        format!("/{}/{}", self.parent, id.file_name())
+    }
+
+    /// The group that a shim joins.
+    pub fn of_shim(&self, id: &ResourceId) -> PathBuf {
+        self.tracking().join(SHIMS).join(id.file_name())
+    }
+
+    /// The file that counts how often a container ran out of memory.
+    pub fn oom_file(&self, id: &ResourceId) -> PathBuf {
+        let (controller, file) = match self.version {
+            Version::V1 => ("memory", "memory.oom_control"),
+            Version::V2 => ("", "memory.events"),
+        };
+        let root = self.roots.iter().find(|r| controller.is_empty() || r.ends_with(controller));
+        let root = root.cloned().unwrap_or_default();
+        root.join(&self.parent).join(id.file_name()).join(file)
+    }
+
+    pub fn prepare(&self) -> Result<()> {
+        files::make_folder(&self.tracking().join(SHIMS))
+    }
+
+    pub fn prepare_shim(&self, id: &ResourceId) -> Result<()> {
+        files::make_folder(&self.of_shim(id))
+    }
+
+    /// Ends every process of a machine, its shim too, and removes its groups.
+    pub fn clear(&self, id: &ResourceId) -> Result<()> {
+        end(&self.of_shim(id))?;
+        for root in &self.roots {
+            end(&root.join(&self.parent).join(id.file_name()))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a process of the machine is left.
+    pub fn is_populated(&self, id: &ResourceId) -> bool {
+        self.roots.iter().any(|r| !members(&r.join(&self.parent).join(id.file_name())).is_empty())
+    }
+
+    /// The processes of a machine's container.
+    pub fn processes(&self, id: &ResourceId) -> Vec<i32> {
+        members(&self.tracking().join(id.file_name()))
+    }
+
+    /// The machines that have groups.
+    pub fn list(&self) -> Result<Vec<ResourceId>> {
+        let mut folders: Vec<_> = self.roots.iter().map(|r| r.join(&self.parent)).collect();
+        folders.push(self.tracking().join(SHIMS));
+        let mut found = Vec::new();
+        for folder in folders {
+            found.extend(files::names(&folder)?.iter().flat_map(|n| ResourceId::from_file_name(n)));
+        }
+        Ok(found)
+    }
+
+    /// Removes the node's parent groups, with whatever is in them.
+    pub fn remove(&self) -> Result<()> {
+        for root in &self.roots {
+            end(&root.join(&self.parent))?;
+        }
+        Ok(())
+    }
+
+    fn tracking(&self) -> PathBuf {
+        // `detect` lets no empty list through.
+        self.roots.first().cloned().unwrap_or_default().join(&self.parent)
+    }
+}
+
+/// The hierarchies in a mountinfo, the tracking one first.
+fn parse_mounts(
+    mountinfo: &str,
+    has_controllers: impl Fn(&Path) -> bool,
+) -> Option<(Vec<PathBuf>, Version)> {
+    let (mut v1, mut v2) = (Vec::new(), None);
+    for line in mountinfo.lines() {
+        let (Some(path), Some((_, tail))) = (line.split(' ').nth(4), line.split_once(" - ")) else {
+            continue;
+        };
+        match tail.split(' ').next() {
+            Some("cgroup") => v1.push(PathBuf::from(path)),
+            Some("cgroup2") if v2.is_none() => v2 = Some(PathBuf::from(path)),
+            _ => {}
+        }
+    }
+    let version =
+        if v2.as_deref().is_some_and(has_controllers) { Version::V2 } else { Version::V1 };
+    let roots: Vec<_> = v2.into_iter().chain(v1).collect();
+    (!roots.is_empty()).then_some((roots, version))
+}
+
+/// The processes in a group and below it.
+fn members(group: &Path) -> Vec<i32> {
+    let Ok(entries) = fs::read_dir(group) else { return Vec::new() };
+    let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let mut pids: Vec<_> = text.lines().filter_map(|l| l.parse().ok()).collect();
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            pids.extend(members(&entry.path()));
+        }
+    }
+    pids
+}
+
+/// Kills all in a group and below, and removes it. A group that is not there is fine.
+fn end(group: &Path) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut pause = Duration::from_micros(200);
+    while group.exists() {
+        let pids = members(group);
+        if pids.is_empty() {
+            remove_tree(group);
+        } else {
+            // One write kills the whole tree, also what forks meanwhile (cgroup2, Linux 5.14).
+            if fs::write(group.join("cgroup.kill"), "1").is_err() {
+                for pid in pids.into_iter().filter(|p| *p > 1) {
+                    // It may be gone already.
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
+            }
+        }
+        if !group.exists() {
+            break;
+        }
+        if Instant::now() > deadline {
+            return Err(SalError::new(
+                Code::TimedOut,
+                format!("the processes in {} do not end though they are killed", shown(group)),
+            ));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn remove_tree(group: &Path) {
+    if let Ok(entries) = fs::read_dir(group) {
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                remove_tree(&entry.path());
+            }
+        }
+    }
+    // Busy while a last process leaves; the caller tries again.
+    let _ = fs::remove_dir(group);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+24 1 0:1 / /sys/fs/cgroup rw - tmpfs tmpfs rw
+25 24 0:2 / /sys/fs/cgroup/memory rw,relatime shared:3 - cgroup cgroup rw,memory
+26 24 0:3 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw";
+
+    #[test]
+    fn the_hierarchies_are_told_apart() {
+        let (roots, version) = parse_mounts(HYBRID, |_| false).unwrap();
+        assert_eq!(version, Version::V1);
+        assert!(roots[0].ends_with("unified") && roots[1].ends_with("memory"));
+        assert_eq!(parse_mounts(HYBRID, |_| true).unwrap().1, Version::V2);
+        assert!(parse_mounts("1 0 0:1 / / rw - ext4 /dev/vda rw", |_| true).is_none());
+    }
+}

@@ -1,0 +1,193 @@
+//! Named actions of a machine.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rhizome_model::kind::MachineSpec;
+use rhizome_model::{Action, Code, ResourceId};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::life::{Life, Stop};
+use super::place::Place;
+use super::{Driver, Runtime, log, unique};
+use crate::error::{Result, SalError};
+use crate::workload::Sink;
+use crate::{files, net};
+
+/// Of what a machine printed, `wait` answers this much.
+const WAIT_OUTPUT: usize = 64 << 10;
+/// How soon an end, or a new line of a log, is noticed: at first, and when nothing happens.
+const SOON: Duration = Duration::from_millis(2);
+const LATE: Duration = Duration::from_millis(100);
+/// Files of a machine that is being stopped are looked for this long before it counts as lost.
+const LOST_PATIENCE: Duration = Duration::from_secs(2);
+
+pub(super) fn act(
+    driver: &Driver,
+    id: &ResourceId,
+    action: &Action,
+    sink: Sink<'_>,
+    cancel: &CancellationToken,
+) -> Result<Value> {
+    let place = Place::new(&driver.node, id);
+    let spec = place.applied().filter(|_| driver.node.store.has(&place.root)).ok_or_else(|| {
+        SalError::new(Code::NotFound, format!("there is no machine {id} on this node"))
+    })?;
+    match action {
+        Action::Start => start(driver, id, &place, &spec),
+        Action::Stop => stop(driver, id, &place, &spec),
+        Action::Restart => {
+            stop(driver, id, &place, &spec)?;
+            start(driver, id, &place, &spec)
+        }
+        Action::Exec { command } => exec(driver, id, &place, command, sink, cancel),
+        Action::Wait => wait(id, &place, cancel),
+        Action::Logs { tail, follow } => logs(&place, *tail, *follow, sink, cancel),
+    }
+}
+
+fn start(driver: &Driver, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Result<Value> {
+    if place.shim().is_none() {
+        driver.check(id, spec)?;
+        let runtime = Runtime::find(&driver.node)?;
+        let restarts = place.record().map_or(0, |r| r.restarts.saturating_add(1));
+        driver.halt(id, place, Stop::Interrupt)?;
+        net::attach(&driver.node.config, &driver.node.mark, id)?;
+        driver.start(id, place, spec, &runtime, restarts)?;
+    }
+    status(driver, id, place, spec)
+}
+
+fn stop(driver: &Driver, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Result<Value> {
+    driver.halt(id, place, Stop::Request)?;
+    // Without a shim nobody else says that it is to stay so: after a crash, or had it ended itself.
+    if let Some(mut record) = place.record()
+        && record.life != Life::Stopped
+    {
+        record.life = Life::Stopped;
+        files::replace_json(&super::place::record_file(&place.dir), &record, true)?;
+    }
+    status(driver, id, place, spec)
+}
+
+fn status(driver: &Driver, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Result<Value> {
+    let status = driver.status(id, place, spec)?;
+    serde_json::to_value(status)
+        .map_err(|e| SalError::new(Code::Internal, format!("write a status as JSON: {e}")))
+}
+
+/// Runs a command inside. When it is cancelled, everything that the command started ends too.
+fn exec(
+    driver: &Driver,
+    id: &ResourceId,
+    place: &Place,
+    command: &[String],
+    sink: Sink<'_>,
+    cancel: &CancellationToken,
+) -> Result<Value> {
+    if command.is_empty() {
+        return Err(SalError::new(Code::BadRequest, "exec needs a command"));
+    }
+    let runs = place.record().is_some_and(|r| matches!(r.life, Life::Running { .. }));
+    if !runs || place.shim().is_none() {
+        return Err(SalError::new(
+            Code::Conflict,
+            format!("machine {id} is not running: start it first"),
+        ));
+    }
+    let pid_file = place.dir.join(format!("exec-{}.pid", unique()));
+    let tool = Runtime::find(&driver.node)?.exec(place, &pid_file, command).cancel(cancel);
+    let ended = tool.stream(sink);
+    if ended.is_err() {
+        end_session(driver, id, &pid_file);
+    }
+    files::remove(&pid_file)?;
+    let status = ended?.status;
+    let exit_code = status.code().unwrap_or_else(|| {
+        128 + std::os::unix::process::ExitStatusExt::signal(&status).unwrap_or(0)
+    });
+    Ok(json!({ "exit_code": exit_code }))
+}
+
+/// The command leads a session; what it started is in it.
+fn end_session(driver: &Driver, id: &ResourceId, pid_file: &std::path::Path) {
+    let text = std::fs::read_to_string(pid_file).unwrap_or_default();
+    let Ok(leader) = text.trim().parse::<i32>() else { return };
+    let inside = driver.node.cgroups.processes(id);
+    for pid in inside.into_iter().filter(|p| *p == leader || session(*p) == Some(leader)) {
+        // It may have ended just now.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+fn session(pid: i32) -> Option<i32> {
+    nix::unistd::getsid(Some(Pid::from_raw(pid))).ok().map(Pid::as_raw)
+}
+
+/// Waits for the end of a machine that ends.
+fn wait(id: &ResourceId, place: &Place, cancel: &CancellationToken) -> Result<Value> {
+    let mut pause = SOON;
+    let mut lost_at = None;
+    loop {
+        let lives = place.shim().is_some();
+        match place.record() {
+            Some(record) if matches!(record.life, Life::Exited { .. } | Life::Stopped) => {
+                let output = log::last_output(&place.log, WAIT_OUTPUT)?;
+                return Ok(json!({
+                    "exit_code": record.exit_code,
+                    "output": String::from_utf8_lossy(&output),
+                }));
+            }
+            _ if lives => lost_at = None,
+            _ => {
+                // It may be starting, or just be put down.
+                let since: &Instant = lost_at.get_or_insert_with(Instant::now);
+                if since.elapsed() > LOST_PATIENCE {
+                    return Err(SalError::new(
+                        Code::Unavailable,
+                        format!(
+                            "machine {id} is not watched by anything: ensure it, and wait again"
+                        ),
+                    ));
+                }
+            }
+        }
+        sleep(&mut pause, cancel, "waiting for a machine")?;
+    }
+}
+
+fn logs(
+    place: &Place,
+    tail: usize,
+    follow: bool,
+    sink: Sink<'_>,
+    cancel: &CancellationToken,
+) -> Result<Value> {
+    let (chunks, mut reader) = log::Reader::tail(&place.log, tail)?;
+    let mut wanted = chunks.into_iter().all(&mut *sink);
+    let mut pause = SOON;
+    while follow && wanted {
+        match reader.more()? {
+            Some(chunks) if !chunks.is_empty() => {
+                wanted = chunks.into_iter().all(&mut *sink);
+                pause = SOON;
+            }
+            // The machine is gone.
+            None if !place.dir.exists() => break,
+            Some(_) | None => {}
+        }
+        sleep(&mut pause, cancel, "following a log")?;
+    }
+    Ok(json!({}))
+}
+
+fn sleep(pause: &mut Duration, cancel: &CancellationToken, what: &str) -> Result<()> {
+    if cancel.is_cancelled() {
+        return Err(SalError::new(Code::Cancelled, format!("{what} was cancelled")));
+    }
+    std::thread::sleep(*pause);
+    *pause = (*pause * 3 / 2).min(LATE);
+    Ok(())
+}

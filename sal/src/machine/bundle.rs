@@ -1,0 +1,219 @@
+//! The OCI bundle of a machine: what the runtime is told about a spec.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+
+use nix::sys::resource::{Resource, getrlimit};
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{
+    Arch, Capability, Linux, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
+    LinuxDeviceCgroupBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder,
+    LinuxNamespaceType, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, LinuxSeccomp,
+    LinuxSeccompAction, LinuxSeccompArgBuilder, LinuxSeccompBuilder, LinuxSeccompOperator,
+    LinuxSyscallBuilder, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType, Process,
+    ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder, get_default_maskedpaths,
+    get_default_mounts, get_default_readonly_paths,
+};
+use rhizome_model::Cpu;
+use rhizome_model::kind::MachineSpec;
+
+pub(super) const CPU_PERIOD_US: u64 = 100_000;
+/// The kernel takes no less.
+const MIN_QUOTA_US: i64 = 1_000;
+/// As far as we may give as many ourselves.
+const OPEN_FILES: u64 = 65_536;
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Enough for servers that start as root and step down; not CAP_NET_RAW nor CAP_NET_ADMIN, with
+/// which a machine could use addresses that are not its own.
+const CAPABILITIES: [Capability; 9] = [
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::Kill,
+    Capability::NetBindService,
+    Capability::Setgid,
+    Capability::Setuid,
+    Capability::SysChroot,
+];
+
+/// btrfs lets everybody make subvolumes in his own folders, and a subvolume has a quota of its own:
+/// none. So a machine can make none. (SNAP_CREATE, SUBVOL_CREATE and their second versions.)
+const SUBVOLUME_IOCTLS: [u64; 4] = [0x5000_9401, 0x5000_940e, 0x5000_9417, 0x5000_9418];
+/// What reaches into the kernel beyond namespaces.
+const REFUSED_CALLS: [&str; 9] = [
+    "add_key",
+    "bpf",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "open_by_handle_at",
+    "perf_event_open",
+    "request_key",
+    "userfaultfd",
+];
+const EPERM: u32 = 1;
+
+pub(super) struct Bundle<'a> {
+    pub spec: &'a MachineSpec,
+    pub hostname: &'a str,
+    pub root: PathBuf,
+    pub netns: PathBuf,
+    pub cgroup: String,
+    /// Source on the node, path in the machine, whether it can only be read.
+    pub mounts: Vec<(PathBuf, String, bool)>,
+}
+
+pub(super) fn cpu_quota_us(cpu: Cpu) -> i64 {
+    (i64::from(cpu.millis()) * (CPU_PERIOD_US as i64) / 1000).max(MIN_QUOTA_US)
+}
+
+impl Bundle<'_> {
+    pub fn config(&self) -> Result<Spec, OciSpecError> {
+        SpecBuilder::default()
+            .version("1.0.2")
+            .hostname(self.hostname)
+            .root(RootBuilder::default().path(self.root.clone()).readonly(false).build()?)
+            .process(self.process()?)
+            .mounts(self.mounts()?)
+            .linux(self.linux()?)
+            .build()
+    }
+
+    fn process(&self) -> Result<Process, OciSpecError> {
+        let mut env = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={}", self.hostname)];
+        if !self.spec.env.contains_key("HOME") {
+            env.push("HOME=/root".into());
+        }
+        // The last of two with the same name counts.
+        env.retain(|e| !self.spec.env.keys().any(|k| e.starts_with(&format!("{k}="))));
+        env.extend(self.spec.env.iter().map(|(k, v)| format!("{k}={v}")));
+        let all: HashSet<_> = CAPABILITIES.into_iter().collect();
+        let capabilities = LinuxCapabilitiesBuilder::default()
+            .bounding(all.clone())
+            .effective(all.clone())
+            .permitted(all)
+            .inheritable(HashSet::new())
+            .ambient(HashSet::new())
+            .build()?;
+        let (_, ours) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+        let files = PosixRlimitBuilder::default()
+            .typ(PosixRlimitType::RlimitNofile)
+            .hard(OPEN_FILES.min(ours))
+            .soft(OPEN_FILES.min(ours))
+            .build()?;
+        ProcessBuilder::default()
+            .terminal(false)
+            .user(UserBuilder::default().uid(0u32).gid(0u32).build()?)
+            .args(self.spec.command.clone())
+            .env(env)
+            .cwd(self.spec.workdir.clone())
+            .capabilities(capabilities)
+            .rlimits(vec![files])
+            .no_new_privileges(true)
+            .build()
+    }
+
+    fn mounts(&self) -> Result<Vec<Mount>, OciSpecError> {
+        let mut mounts = get_default_mounts();
+        // A machine has no business with control groups, nor its start the time.
+        mounts.retain(|m| m.destination() != "/sys/fs/cgroup");
+        for (source, path, readonly) in &self.mounts {
+            let access = if *readonly { "ro" } else { "rw" };
+            let options = ["rbind", access, "nosuid", "nodev"].map(str::to_owned).to_vec();
+            let mount = MountBuilder::default()
+                .destination(path)
+                .source(source)
+                .typ("bind")
+                .options(options)
+                .build()?;
+            mounts.push(mount);
+        }
+        Ok(mounts)
+    }
+
+    fn linux(&self) -> Result<Linux, OciSpecError> {
+        let sysctl = HashMap::from([
+            // Who may not open raw sockets can still ping.
+            ("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned()),
+        ]);
+        LinuxBuilder::default()
+            .cgroups_path(&self.cgroup)
+            .namespaces(self.namespaces()?)
+            .resources(self.resources()?)
+            .masked_paths(get_default_maskedpaths())
+            .readonly_paths(get_default_readonly_paths())
+            .seccomp(seccomp()?)
+            .sysctl(sysctl)
+            .build()
+    }
+
+    fn namespaces(&self) -> Result<Vec<LinuxNamespace>, OciSpecError> {
+        use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network, Pid, Uts};
+        let mut all = Vec::new();
+        for kind in [Pid, Mount, Ipc, Uts, Cgroup] {
+            all.push(LinuxNamespaceBuilder::default().typ(kind).build()?);
+        }
+        let network = LinuxNamespaceBuilder::default().typ(Network).path(self.netns.clone());
+        all.push(network.build()?);
+        Ok(all)
+    }
+
+    fn resources(&self) -> Result<LinuxResources, OciSpecError> {
+        let memory = i64::try_from(self.spec.memory.0).unwrap_or(i64::MAX);
+        let nothing = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?;
+        LinuxResourcesBuilder::default()
+            .devices(vec![nothing])
+            // As much with swap as without: no swap.
+            .memory(LinuxMemoryBuilder::default().limit(memory).swap(memory).build()?)
+            .cpu(
+                LinuxCpuBuilder::default()
+                    .period(CPU_PERIOD_US)
+                    .quota(cpu_quota_us(self.spec.cpu))
+                    .build()?,
+            )
+            .pids(LinuxPidsBuilder::default().limit(i64::from(self.spec.pids)).build()?)
+            .build()
+    }
+}
+
+fn seccomp() -> Result<LinuxSeccomp, OciSpecError> {
+    let mut calls = Vec::new();
+    for ioctl in SUBVOLUME_IOCTLS {
+        // The kernel reads 32 bits of this argument; without the mask the upper ones would hide it.
+        let number = LinuxSeccompArgBuilder::default()
+            .index(1usize)
+            .value(0xffff_ffffu64)
+            .value_two(ioctl)
+            .op(LinuxSeccompOperator::ScmpCmpMaskedEq)
+            .build()?;
+        let call = LinuxSyscallBuilder::default()
+            .names(vec!["ioctl".to_owned()])
+            .action(LinuxSeccompAction::ScmpActErrno)
+            .errno_ret(EPERM)
+            .args(vec![number]);
+        calls.push(call.build()?);
+    }
+    let refused = LinuxSyscallBuilder::default()
+        .names(REFUSED_CALLS.map(str::to_owned).to_vec())
+        .action(LinuxSeccompAction::ScmpActErrno)
+        .errno_ret(EPERM);
+    calls.push(refused.build()?);
+    LinuxSeccompBuilder::default()
+        .default_action(LinuxSeccompAction::ScmpActAllow)
+        .architectures(architectures())
+        .syscalls(calls)
+        .build()
+}
+
+/// With the 32-bit variants: a filter that does not know them kills what uses them.
+fn architectures() -> Vec<Arch> {
+    if cfg!(target_arch = "x86_64") {
+        vec![Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32]
+    } else if cfg!(target_arch = "aarch64") {
+        vec![Arch::ScmpArchAarch64, Arch::ScmpArchArm]
+    } else {
+        Vec::new()
+    }
+}

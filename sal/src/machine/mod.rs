@@ -1,0 +1,477 @@
+//! `machine`: a container with its own root file system, limits and IPv6 address.
+//!
+//! ```text
+//!   image ──snapshot──▶ <pool>/machines/…  ─┐
+//!   volumes ──────────── bind mounts ───────┼─▶ OCI bundle ──▶ shim ──▶ runtime ──▶ program
+//!   netns, links ───────────────────────────┘
+//! ```
+//!
+//! - The root file system gets its name when it is whole: limited, and marked with the identity of
+//!   the spec that it was made for. As long as spec and identity agree it is kept, over restarts of
+//!   the program and of the node; otherwise the machine is replaced.
+//! - The rest (namespace, groups, bundle, shim) is made anew whenever no shim lives, after what an
+//!   earlier attempt has left is cleared away. So any step may be the last before a crash.
+//! - A machine that ended by its own policy, or was stopped on request, stays so.
+
+mod actions;
+mod bundle;
+mod life;
+mod log;
+mod place;
+mod runtime;
+mod shim;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rhizome_model::kind::{Health, Machine, MachineSpec, MachineState, MachineStatus, Restart};
+use rhizome_model::{Action, Bytes, Code, Cpu, ResourceId, resource_address};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use self::bundle::Bundle;
+use self::life::{GRACE_MS, Life, Record, Stop};
+use self::place::{Orders, Place};
+use crate::btrfs::{self, Counted};
+use crate::error::{During, Result, SalError, shown};
+use crate::lock::Lock;
+use crate::node::Node;
+use crate::tool::Tool;
+use crate::workload::Sink;
+use crate::{files, image, net, sal};
+
+pub(crate) use self::runtime::Runtime;
+pub use self::shim::machine_shim_main;
+
+/// A container runs, or has failed to, within this.
+const START_PATIENCE: Duration = Duration::from_secs(90);
+/// A shim that is told to stop is gone within the program's grace and this.
+const STOP_PATIENCE: Duration = Duration::from_millis(GRACE_MS + 5_000);
+const STEP: Duration = Duration::from_millis(1);
+/// Of what a machine printed before it failed to start, this much goes into the error.
+const DETAIL_LINES: usize = 20;
+
+pub(crate) struct Driver {
+    node: Arc<Node>,
+}
+
+impl crate::workload::Driver for Driver {
+    type Kind = Machine;
+
+    fn new(node: Arc<Node>) -> Self {
+        Self { node }
+    }
+
+    fn ensure(&self, id: &ResourceId, spec: &MachineSpec) -> Result<MachineStatus> {
+        let place = Place::new(&self.node, id);
+        let identity = identity(spec);
+        let keeps_root = self.node.store.has(&place.root)
+            && btrfs::read_note(&place.root).as_deref() == Some(&identity);
+        if let (true, Some(applied)) = (keeps_root, place.applied())
+            && self.is_settled(id, &place)?
+        {
+            if &applied != spec {
+                self.adjust(id, &place, &applied, spec)?;
+            }
+            return self.status(id, &place, spec);
+        }
+        self.check(id, spec)?;
+        let runtime = Runtime::find(&self.node)?;
+        let restarts =
+            if keeps_root { place.record().map_or(0, |r| r.restarts.saturating_add(1)) } else { 0 };
+        let made = if keeps_root {
+            self.halt(id, &place, Stop::Interrupt)?;
+            self.node.store.limit(&place.root, Counted::Own, spec.disk)?;
+            net::attach(&self.node.config, &self.node.mark, id)
+        } else {
+            self.make_anew(id, &place, spec, &identity)
+        };
+        let started = made.and_then(|()| self.start(id, &place, spec, &runtime, restarts));
+        if let (Err(_), false) = (&started, keeps_root) {
+            // Nothing of it was there before, and nothing is left of it.
+            if let Err(error) = crate::workload::Driver::delete(self, id) {
+                tracing::warn!(machine = %id, %error, "what is left of a machine stays");
+            }
+        }
+        started?;
+        self.status(id, &place, spec)
+    }
+
+    fn observe(&self, id: &ResourceId) -> Result<Option<MachineStatus>> {
+        let place = Place::new(&self.node, id);
+        match place.applied() {
+            Some(spec) if self.node.store.has(&place.root) => {
+                self.status(id, &place, &spec).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn delete(&self, id: &ResourceId) -> Result<()> {
+        let place = Place::new(&self.node, id);
+        self.halt(id, &place, Stop::Interrupt)?;
+        net::detach(&self.node.mark, id)?;
+        files::remove_folder(&place.dir)?;
+        place.remove_logs()?;
+        self.node.store.delete(&place.new_root)?;
+        self.node.store.delete(&place.root)
+    }
+
+    fn list(&self) -> Result<Vec<ResourceId>> {
+        list(&self.node)
+    }
+
+    fn changes(action: &Action) -> bool {
+        match action {
+            Action::Start | Action::Stop | Action::Restart => true,
+            Action::Exec { .. } | Action::Wait | Action::Logs { .. } => false,
+        }
+    }
+
+    fn act(
+        &self,
+        id: &ResourceId,
+        action: &Action,
+        sink: Sink<'_>,
+        cancel: &CancellationToken,
+    ) -> Result<Value> {
+        actions::act(self, id, action, sink, cancel)
+    }
+}
+
+/// Everything of this node that looks like a machine, whole or half.
+fn list(node: &Node) -> Result<Vec<ResourceId>> {
+    let mut found = net::list(&node.mark)?;
+    found.extend(node.cgroups.list()?);
+    for folder in [node.machines(), node.run()] {
+        for name in files::names(&folder)? {
+            let name = name.strip_prefix(".new-").unwrap_or(&name);
+            found.extend(ResourceId::from_file_name(name));
+        }
+    }
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
+/// Ends all machines of a node and takes away what the kernel holds of them.
+pub(crate) fn stop_all(node: &Arc<Node>) -> Result<()> {
+    const AT_ONCE: usize = 8;
+    let all = list(node)?;
+    let next = std::sync::Mutex::new(all.into_iter());
+    let work = || {
+        let driver = Driver { node: node.clone() };
+        loop {
+            let id = next.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
+            let Some(id) = id else { return Ok(()) };
+            let _lock = Lock::take(&node.locks().join(format!("machine.{}", id.file_name())))?;
+            driver.halt(&id, &Place::new(node, &id), Stop::Interrupt)?;
+            net::detach(&node.mark, &id)?;
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
+        threads
+            .into_iter()
+            .map(|t| {
+                t.join().unwrap_or_else(|_| {
+                    Err(SalError::new(Code::Internal, "stopping the machines broke off"))
+                })
+            })
+            .collect()
+    })
+}
+
+impl Driver {
+    /// Whether the machine is as it should stay: a shim sees to it, or it ended for good. A start
+    /// that is under way is waited for.
+    fn is_settled(&self, id: &ResourceId, place: &Place) -> Result<bool> {
+        let deadline = Instant::now() + START_PATIENCE;
+        loop {
+            let record = place.record();
+            let ended = record.as_ref().is_some_and(|r| r.life.is_end());
+            let starting = record.is_some_and(|r| matches!(r.life, Life::Starting { .. }));
+            if place.shim().is_none() {
+                // Looked at again: it may have ended between our two looks.
+                let rests = place
+                    .record()
+                    .is_some_and(|r| matches!(r.life, Life::Exited { .. } | Life::Stopped));
+                return Ok(rests && !self.node.cgroups.is_populated(id));
+            }
+            if !starting && !ended {
+                return Ok(true);
+            }
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(STEP);
+        }
+    }
+
+    /// What can be known to fail before anything is made.
+    fn check(&self, id: &ResourceId, spec: &MachineSpec) -> Result<()> {
+        let room = sal::disk(&self.node.store)?;
+        if spec.disk > room {
+            return Err(SalError::new(
+                Code::PoolFull,
+                format!(
+                    "machine {id} with a disk of {} does not fit into the node's pool of {room}: ask for less",
+                    spec.disk
+                ),
+            ));
+        }
+        for (source, path, _) in self.mounts(id, spec) {
+            if !self.node.store.has(&source) {
+                let name =
+                    source.file_name().unwrap_or_default().to_string_lossy().replace('.', "/");
+                return Err(SalError::new(
+                    Code::NotFound,
+                    format!(
+                        "machine {id} mounts volume {name} on {path}, and there is no such volume: declare it first"
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Clears away whatever there was, and makes root file system and network.
+    fn make_anew(
+        &self,
+        id: &ResourceId,
+        place: &Place,
+        spec: &MachineSpec,
+        identity: &str,
+    ) -> Result<()> {
+        let image = image::obtain(&self.node, &spec.image)?;
+        crate::workload::Driver::delete(self, id)?;
+        let store = &self.node.store;
+        // The file system waits for its transaction, the network for `ip`: both at a time.
+        std::thread::scope(|scope| {
+            let root = scope.spawn(|| {
+                store.snapshot(&image, &place.new_root)?;
+                store.limit(&place.new_root, Counted::Own, spec.disk)?;
+                btrfs::write_note(&place.new_root, identity)?;
+                fs::rename(&place.new_root, &place.root)
+                    .during(format_args!("name {}", shown(&place.root)))
+            });
+            let net = net::attach(&self.node.config, &self.node.mark, id);
+            let root = root.join().unwrap_or_else(|_| {
+                Err(SalError::new(Code::Internal, "making a root file system broke off"))
+            });
+            root.and(net)
+        })
+    }
+
+    /// Writes bundle and orders, starts the shim and waits until the program runs.
+    fn start(
+        &self,
+        id: &ResourceId,
+        place: &Place,
+        spec: &MachineSpec,
+        runtime: &Runtime,
+        restarts: u32,
+    ) -> Result<()> {
+        files::make_folder(&place.dir)?;
+        self.write_bundle(id, place, spec)?;
+        place.write_applied(spec)?;
+        self.node.cgroups.prepare_shim(id)?;
+        let run = unique();
+        place.write_orders(&Orders {
+            run: run.clone(),
+            runtime: runtime.program().to_owned(),
+            runtime_root: self.node.runtime_root(),
+            container: place.container.clone(),
+            restart: spec.restart,
+            log: place.log.clone(),
+            cgroup: self.node.cgroups.of_shim(id),
+            oom: self.node.cgroups.oom_file(id),
+            restarts,
+        })?;
+        Tool::new(&self.node.config.program).arg("machine-shim").arg(&place.dir).arg(&run).run()?;
+        let record = await_start(id, place, &run)?;
+        let Life::Failed { reason } = record.life else { return Ok(()) };
+        let printed = log::last_lines(&place.log, DETAIL_LINES)?;
+        Err(SalError::new(
+            Code::StartFailed,
+            format!("machine {id} cannot run '{}': {reason}", spec.command.join(" ")),
+        )
+        .with_detail(printed))
+    }
+
+    fn write_bundle(&self, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Result<()> {
+        let config = Bundle {
+            spec,
+            hostname: id.name.as_str(),
+            root: place.root.clone(),
+            netns: Path::new("/run/netns").join(self.node.mark.netns(id)),
+            cgroup: self.node.cgroups.of_machine(id),
+            mounts: self.mounts(id, spec),
+        }
+        .config()
+        .map_err(|e| {
+            SalError::new(Code::Internal, format!("write the container's configuration: {e}"))
+        })?;
+        files::replace_json(&place.dir.join("config.json"), &config, false)
+    }
+
+    fn mounts(&self, id: &ResourceId, spec: &MachineSpec) -> Vec<(PathBuf, String, bool)> {
+        let deployment = id.deployment_id();
+        let mounts = spec.mounts.iter().map(|mount| {
+            let volume = deployment.resource(mount.volume.clone());
+            (self.node.volume(&volume), mount.path.clone(), mount.readonly)
+        });
+        mounts.collect()
+    }
+
+    /// Ends the shim, the program and every process of it.
+    fn halt(&self, id: &ResourceId, place: &Place, stop: Stop) -> Result<()> {
+        if let Some(shim) = place.shim() {
+            let signal = match stop {
+                Stop::Request => Signal::SIGTERM,
+                Stop::Interrupt => Signal::SIGINT,
+            };
+            // It may have ended just now.
+            let _ = kill(Pid::from_raw(shim), signal);
+            let deadline = Instant::now() + STOP_PATIENCE;
+            while place.shim() == Some(shim) && Instant::now() < deadline {
+                std::thread::sleep(STEP);
+            }
+        }
+        self.node.cgroups.clear(id)?;
+        files::remove_folder(&place.runtime_state)
+    }
+
+    /// Takes a changed spec over without replacing the machine: limits, disk, restart policy.
+    fn adjust(
+        &self,
+        id: &ResourceId,
+        place: &Place,
+        old: &MachineSpec,
+        new: &MachineSpec,
+    ) -> Result<()> {
+        self.check(id, new)?;
+        if new.disk != old.disk {
+            self.resize(id, place, old.disk, new.disk)?;
+        }
+        self.write_bundle(id, place, new)?;
+        let limits = |s: &MachineSpec| (s.cpu, s.memory, s.pids);
+        let runs = place.record().is_some_and(|r| r.life.pid().is_some());
+        if limits(new) != limits(old) && runs {
+            Runtime::find(&self.node)?.update(place, new)?;
+        }
+        if let (true, Some(mut orders)) = (new.restart != old.restart, place.orders()) {
+            orders.restart = new.restart;
+            place.write_orders(&orders)?;
+            if let Some(shim) = place.shim() {
+                // It may have ended just now.
+                let _ = kill(Pid::from_raw(shim), Signal::SIGHUP);
+            }
+        }
+        place.write_applied(new)
+    }
+
+    fn resize(&self, id: &ResourceId, place: &Place, from: Bytes, to: Bytes) -> Result<()> {
+        let store = &self.node.store;
+        if to < from {
+            store.sync()?;
+            let (used, _) = store.usage(&place.root, Counted::Own)?;
+            if used > to {
+                return Err(SalError::new(
+                    Code::QuotaExceeded,
+                    format!(
+                        "the disk of machine {id} holds {used} and cannot shrink to {to}: remove files first"
+                    ),
+                ));
+            }
+        }
+        store.limit(&place.root, Counted::Own, to)
+    }
+
+    fn status(&self, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Result<MachineStatus> {
+        let record = place.record();
+        let lives = place.shim().is_some();
+        let (state, health) = state_of(record.as_ref(), lives);
+        let pid = record.as_ref().filter(|_| lives).and_then(|r| r.life.pid());
+        let driver = Runtime::find(&self.node).map_or("", |r| r.name());
+        let (disk_used, _) = self.node.store.usage(&place.root, Counted::Own)?;
+        debug_assert!(spec.disk.0 > 0);
+        Ok(MachineStatus {
+            state,
+            health,
+            address: resource_address(self.node.config.address, id),
+            hostname: id.name.to_string(),
+            driver: driver.to_owned(),
+            pid: pid.and_then(|p| u32::try_from(p).ok()),
+            exit_code: record.as_ref().and_then(|r| r.exit_code),
+            restarts: record.as_ref().map_or(0, |r| r.restarts),
+            started_at: record.as_ref().and_then(|r| r.started_at),
+            disk_used,
+        })
+    }
+}
+
+/// What a record means, given whether its shim lives.
+fn state_of(record: Option<&Record>, lives: bool) -> (MachineState, Health) {
+    let failing = |reason: &str| Health::Failing { reason: reason.to_owned() };
+    let lost = || {
+        (
+            MachineState::Exited,
+            failing("the process that watches it is gone; it starts again when it is ensured"),
+        )
+    };
+    let Some(record) = record else { return lost() };
+    match &record.life {
+        Life::Exited { .. } if record.exit_code == Some(0) => (MachineState::Exited, Health::Good),
+        Life::Exited { reason } | Life::Failed { reason } => {
+            (MachineState::Exited, failing(reason))
+        }
+        Life::Stopped => (MachineState::Stopped, Health::Good),
+        _ if !lives => lost(),
+        Life::Starting { .. } | Life::Running { .. } => (MachineState::Running, Health::Good),
+        Life::Stopping { .. } => (MachineState::Running, failing("it is being stopped")),
+        Life::BackingOff { reason, .. } => (MachineState::BackingOff, failing(reason)),
+        Life::Interrupted => lost(),
+    }
+}
+
+/// What a root file system is made for: all of a spec that cannot change in place.
+fn identity(spec: &MachineSpec) -> String {
+    let fixed = MachineSpec {
+        cpu: Cpu::default(),
+        memory: Bytes::default(),
+        disk: Bytes::default(),
+        pids: 0,
+        restart: Restart::default(),
+        ..spec.clone()
+    };
+    let json = serde_json::to_vec(&fixed).expect("a spec has only text keys");
+    blake3::hash(&json).to_hex().to_string()
+}
+
+fn await_start(id: &ResourceId, place: &Place, run: &str) -> Result<Record> {
+    let deadline = Instant::now() + START_PATIENCE;
+    loop {
+        let ours = || place.record().filter(|r| r.run == run);
+        if let Some(record) = ours().filter(|r| !matches!(r.life, Life::Starting { .. })) {
+            return Ok(record);
+        }
+        if Instant::now() > deadline {
+            return Err(SalError::new(
+                Code::TimedOut,
+                format!("machine {id} did not start within {START_PATIENCE:?}"),
+            ));
+        }
+        std::thread::sleep(STEP);
+    }
+}
+
+/// A name that no other run has.
+fn unique() -> String {
+    let now = jiff::Timestamp::now().as_nanosecond();
+    format!("{now:x}-{:x}", std::process::id())
+}

@@ -1,0 +1,159 @@
+//! One node: its configuration, its folders and its mark.
+
+use std::net::Ipv6Addr;
+use std::path::{Path, PathBuf};
+
+use rhizome_model::{Bytes, KeyId, ResourceId};
+
+use crate::btrfs::Store;
+use crate::cgroup::Cgroups;
+
+/// Everything that the SAL has to be told.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// The node's public key. Its beginning is in every name, so several nodes can live on one host.
+    pub key: KeyId,
+    /// The node's address; its machines live in the same /64.
+    pub address: Ipv6Addr,
+    /// Our folder.
+    pub state: PathBuf,
+    pub pool: Pool,
+    /// Started as `program machine-shim …`, it runs [`crate::machine_shim_main`].
+    pub program: PathBuf,
+    /// `file://` images must be inside one of these, links followed.
+    pub image_roots: Vec<PathBuf>,
+}
+
+/// Where the btrfs file system is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pool {
+    /// `<state>/pool.img`, made when it is not there, mounted on `<state>/pool`.
+    LoopFile { size: Bytes },
+    /// A block device with a btrfs on it, mounted on `<state>/pool`.
+    Device(PathBuf),
+    /// A folder of a btrfs that somebody else mounts.
+    Mounted(PathBuf),
+}
+
+/// A node that is up.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub config: NodeConfig,
+    pub mark: Mark,
+    pub store: Store,
+    pub cgroups: Cgroups,
+}
+
+/// The names by which we know what is this node's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// `rz` and 8 hexadecimal digits of the key: bridge, parent cgroup, prefix of namespaces.
+    pub name: String,
+    key: KeyId,
+}
+
+impl Mark {
+    pub fn new(key: KeyId) -> Self {
+        let mut name = format!("rz{key}");
+        name.truncate(10);
+        Self { name, key }
+    }
+
+    /// The network namespace of a machine: `rz<8 digits>.ACCOUNT.DEPLOYMENT.NAME`.
+    pub fn netns(&self, id: &ResourceId) -> String {
+        format!("{}.{}", self.name, id.file_name())
+    }
+
+    pub fn netns_resource(&self, name: &str) -> Option<ResourceId> {
+        let rest = name.strip_prefix(&self.name)?.strip_prefix('.')?;
+        ResourceId::from_file_name(rest).ok()
+    }
+
+    /// The host's end of a machine's link: `rz` and 13 hexadecimal digits, 15 characters at most
+    /// are allowed.
+    pub fn link(&self, id: &ResourceId) -> String {
+        let hash = blake3::hash(format!("{} {id}", self.key).as_bytes()).to_hex();
+        format!("rz{}", &hash[..13])
+    }
+
+    /// A link's alias, which says whose it is.
+    pub fn alias(&self, id: &ResourceId) -> String {
+        format!("rhizome:{}:{id}", self.name)
+    }
+
+    pub fn alias_resource(&self, alias: &str) -> Option<ResourceId> {
+        let rest = alias.trim().strip_prefix("rhizome:")?.strip_prefix(&self.name)?;
+        rest.strip_prefix(':')?.parse().ok()
+    }
+}
+
+impl NodeConfig {
+    pub(crate) fn pool_dir(&self) -> PathBuf {
+        match &self.pool {
+            Pool::LoopFile { .. } | Pool::Device(_) => self.state.join("pool"),
+            Pool::Mounted(path) => path.clone(),
+        }
+    }
+
+    pub(crate) fn locks(&self) -> PathBuf {
+        self.state.join("locks")
+    }
+}
+
+impl Node {
+    pub fn volumes(&self) -> PathBuf {
+        self.store.dir().join("volumes")
+    }
+
+    pub fn machines(&self) -> PathBuf {
+        self.store.dir().join("machines")
+    }
+
+    pub fn images(&self) -> PathBuf {
+        self.store.dir().join("images")
+    }
+
+    pub fn locks(&self) -> PathBuf {
+        self.config.locks()
+    }
+
+    /// What is known of running machines: bundles, orders and records of their shims.
+    pub fn run(&self) -> PathBuf {
+        self.config.state.join("run").join("machines")
+    }
+
+    /// Where the container runtime keeps its own state.
+    pub fn runtime_root(&self) -> PathBuf {
+        self.config.state.join("run").join("runtime")
+    }
+
+    pub fn logs(&self) -> PathBuf {
+        self.config.state.join("logs")
+    }
+
+    pub fn volume(&self, id: &ResourceId) -> PathBuf {
+        named(&self.volumes(), id)
+    }
+}
+
+fn named(folder: &Path, id: &ResourceId) -> PathBuf {
+    folder.join(id.file_name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mark_leads_back_to_its_resource_and_to_no_other_node() {
+        let (mine, other) = (Mark::new(KeyId([7; 32])), Mark::new(KeyId([8; 32])));
+        let id: ResourceId = "12/demo/web-1".parse().unwrap();
+        assert_eq!(mine.netns(&id), "rz07070707.12.demo.web-1");
+        assert_eq!(mine.netns_resource(&mine.netns(&id)), Some(id.clone()));
+        assert_eq!(other.netns_resource(&mine.netns(&id)), None);
+        assert_eq!(mine.alias_resource(&mine.alias(&id)), Some(id.clone()));
+        assert_eq!(other.alias_resource(&mine.alias(&id)), None);
+        assert_eq!(mine.link(&id).len(), 15);
+        assert_ne!(mine.link(&id), other.link(&id));
+    }
+}

@@ -1,0 +1,12 @@
+//! The SAL against the real system: loop-mounted btrfs, runc or crun, network namespaces.
+//!
+//! These tests run as root. Each has a node of its own, with its own mark and pool, so they run in
+//! parallel; what a test has made is taken away when it ends, also when it fails.
+
+mod crash;
+mod image;
+mod logs;
+mod machine;
+mod node;
+mod volume;
+mod world;
