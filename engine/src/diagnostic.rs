@@ -39,17 +39,29 @@ pub struct Text<'a> {
 
 impl Text<'_> {
     pub fn failure(&self, finding: &Finding) -> Failure {
-        let place = self.place(finding.position);
+        let position = self.sharpen(finding.position);
+        let place = self.place(position);
         let message = clean(&finding.message);
         let hinted = match &finding.hint {
             Some(hint) => format!("{place}: {message}; {}", clean(hint)),
             None => format!("{place}: {message}"),
         };
         Failure::new(finding.code, hinted).with_detail(self.render(
-            finding.position,
+            position,
             &message,
             finding.hint.as_deref(),
         ))
+    }
+
+    /// Rhai places a property at its dot; a reader looks for its name.
+    fn sharpen(&self, position: Position) -> Position {
+        let (Some(line), Some(column)) = (position.line(), position.position()) else {
+            return position;
+        };
+        let text = self.source.lines().nth(line - 1).unwrap_or_default();
+        let dots = text.chars().skip(column.max(1) - 1).take_while(|c| matches!(c, '.' | '?'));
+        let column = u16::try_from(column + dots.count()).unwrap_or(u16::MAX);
+        u16::try_from(line).map_or(position, |line| Position::new(line, column))
     }
 
     fn place(&self, position: Position) -> String {
@@ -62,6 +74,7 @@ impl Text<'_> {
 
     /// The place, the message, the line and a caret below the column, with the hint.
     pub fn render(&self, position: Position, message: &str, hint: Option<&str>) -> String {
+        let position = self.sharpen(position);
         let mut text = format!("{}: {message}", self.place(position));
         let hint = hint.map(clean);
         let line = position.line().and_then(|n| Some((n, self.source.lines().nth(n - 1)?)));

@@ -157,14 +157,16 @@ fn own_functions() -> Vec<(String, String)> {
             if metadata.comments.is_empty() || !word {
                 return None;
             }
-            let (result, params) = metadata.params_info.split_last()?;
             let lines = metadata.comments.iter().map(|c| c.trim_start_matches("///").trim());
             // A kind's fields have tables of their own.
             let doc: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
             let mut signature = String::new();
-            let _ = write!(signature, "{}({}) -> {result}", metadata.name, params.join(", "));
-            let signature = signature.replace("&mut ", "").replace("&str", "String");
-            Some((signature.trim_end_matches(" -> ()").to_owned(), doc.join(" ")))
+            let params: Vec<_> = metadata.params_info.iter().map(|p| p.as_str()).collect();
+            let _ = write!(signature, "{}({})", metadata.name, params.join(", "));
+            if !matches!(metadata.return_type.as_str(), "" | "()") {
+                let _ = write!(signature, " -> {}", metadata.return_type);
+            }
+            Some((signature.replace("&mut ", "").replace("&str", "String"), doc.join(" ")))
         },
         false,
     );

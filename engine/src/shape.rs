@@ -121,11 +121,15 @@ pub fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
 
 /// The words of an enumeration, where the schema is one.
 pub fn words(schema: &Value) -> Option<Vec<&str>> {
+    if let Some(word) = schema.get("const") {
+        return Some(vec![word.as_str()?]);
+    }
     if let Some(words) = schema.get("enum").and_then(Value::as_array) {
         return words.iter().map(Value::as_str).collect();
     }
     let variants = schema.get("oneOf").and_then(Value::as_array)?;
-    variants.iter().map(|v| v.get("const").and_then(Value::as_str)).collect()
+    let words: Option<Vec<_>> = variants.iter().map(words).collect();
+    Some(words?.concat())
 }
 
 struct Walk<'a> {

@@ -79,6 +79,7 @@ pub fn set(engine: &mut Engine, context: &Context) {
         NAMES.iter().zip(values).map(|((name, _), value)| (*name, from_json(&value))).collect();
     // Not constants of a scope: functions and closures see these too. An own variable of the
     // script comes first.
+    #[expect(deprecated, reason = "not deprecated, only allowed to change: see its note")]
     engine.on_var(move |name, index, context| {
         if index > 0 || context.scope().contains(name) {
             return Ok(None);

@@ -135,8 +135,7 @@ pub fn close() -> io::Result<Cage> {
 
 impl Cage {
     pub fn seal(self, limits: &Limits) -> io::Result<()> {
-        // The stack grows into the address space too, and is ours to give.
-        let memory = self.base.saturating_add(limits.memory).saturating_add(STACK);
+        let memory = self.base.saturating_add(limits.memory);
         setrlimit(Resource::RLIMIT_AS, memory, memory)?;
         let seconds = limits.cpu_ms.div_ceil(1000).saturating_add(1);
         setrlimit(Resource::RLIMIT_CPU, seconds, seconds)?;

@@ -1,7 +1,7 @@
 //! Rhai's errors in our words: the code, the place, what to do.
 
 use rhai::{EvalAltResult, LexError, ParseError, ParseErrorType, Position};
-use rhizome_model::{Code, Limits};
+use rhizome_model::{Code, Limits, WorkloadKind};
 
 use crate::api::{REFUSED, Raised};
 use crate::diagnostic::Finding;
@@ -44,9 +44,7 @@ pub fn ended(error: &EvalAltResult, limits: &Limits) -> Ended {
         E::ErrorTooManyModules(_) => limit("scripts have no modules".into()),
         E::ErrorDataTooLarge(what, _) => limit(too_large(what, limits)),
         E::ErrorParsing(kind, at) => parse_kind(kind, *at),
-        E::ErrorFunctionNotFound(signature, _) => {
-            Finding::new(Code::ScriptInvalid, at, not_found(signature))
-        }
+        E::ErrorFunctionNotFound(signature, _) => not_found(signature, at),
         E::ErrorVariableNotFound(name, _) => {
             Finding::new(Code::ScriptInvalid, at, format!("there is no variable `{name}`"))
         }
@@ -64,12 +62,15 @@ fn too_large(what: &str, limits: &Limits) -> String {
     }
 }
 
-/// `f (i64, map)` as a sentence.
-fn not_found(signature: &str) -> String {
+/// `f (i64, map)` as a sentence. That there is an `f` at all, the analysis has seen.
+fn not_found(signature: &str, at: Position) -> Finding {
     let (name, types) = signature.split_once(" (").unwrap_or((signature, ")"));
     let types = types.trim_end_matches(')').replace("&str | ImmutableString | String", "string");
     let types = types.replace("i64", "int").replace("f64", "float");
-    format!("`{name}` does not work on ({types})")
+    let kind = name.parse::<WorkloadKind>().ok();
+    let code = if kind.is_some() { Code::ScriptInvalid } else { Code::ScriptError };
+    Finding::new(code, at, format!("`{name}` does not work on ({types})"))
+        .with_hint(kind.map(|kind| format!("write {kind}(\"name\", #{{ … }})")))
 }
 
 /// The message without the place, which is said elsewhere.

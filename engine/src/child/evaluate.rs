@@ -72,6 +72,7 @@ impl Evaluator {
         };
         let analysis = analyse(&ast, &self.functions);
         findings.extend(analysis.findings);
+        findings.sort_by_key(|f| f.position);
         if !findings.is_empty() && !check {
             return refuse(text, findings, false);
         }
@@ -86,7 +87,7 @@ impl Evaluator {
         }
         let mut found: Vec<_> = findings.iter().map(|f| text.failure(f)).collect();
         if let Some(ChildStop::Failed(failure)) = stop
-            && !found.iter().any(|known| known.message == failure.message)
+            && !found.iter().any(|known| place(known) == place(&failure))
         {
             found.push(failure);
         }
@@ -146,6 +147,11 @@ fn refuse(text: &Text<'_>, findings: Vec<Finding>, check: bool) -> Done {
     let mut first = failures.swap_remove(0);
     first.detail = Some(details.join("\n"));
     done(vec![], Some(ChildStop::Failed(first)))
+}
+
+/// `file:line:column`, with which every message of ours begins.
+fn place(failure: &Failure) -> Vec<&str> {
+    failure.message.splitn(4, ':').take(3).collect()
 }
 
 fn done(findings: Vec<Failure>, stop: Option<ChildStop>) -> Done {

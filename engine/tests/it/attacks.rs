@@ -106,7 +106,11 @@ async fn a_long_script_is_refused_before_it_is_compiled() {
     assert!(begin.elapsed() < Duration::from_secs(5));
     // What is just short enough is compiled within the limit of time.
     let many = "let a=1;".repeat(8190);
+    let ended = run(&script(&many), &Fake::default()).await;
+    assert!(ended.is_ok(), "{ended:?}");
+    let many: String = (0..5000).map(|i| format!("let a{i}=1;")).collect();
     refused(&many, Code::ScriptLimit).await;
+    assert!(begin.elapsed() < PATIENCE);
 }
 
 #[tokio::test]

@@ -58,7 +58,7 @@ async fn everything_is_found_at_once() {
 async fn values_are_checked_by_a_plan() {
     let found = findings("let size = \"1\" + \"KiB\";\nvolume(\"v\", #{ size: size });").await;
     let [(Code::InvalidSpec, message)] = &found[..] else { panic!("{found:?}") };
-    assert!(message.starts_with("x.rhai:2:15: volume: size: at least 1"), "{message}");
+    assert!(message.starts_with("x.rhai:2:16: volume: size: at least 1"), "{message}");
     // The plan stops where it cannot know, and what comes before was still checked.
     let waits = "let m = machine(\"m\", #{ image: \"file:///x\" }); m.wait(); volume(\"v\", #{ size: 1 - 1 });";
     assert_eq!(findings(waits).await, []);

@@ -10,7 +10,9 @@ fn the_reference() {
 #[test]
 fn the_definitions() {
     let text = definitions();
-    for ours in ["fn volume(name: String, spec: Map)", "fn machine(", "fn output(", "fn push("] {
+    for ours in
+        ["fn volume(name: string, spec: map) -> Handle;", "fn machine(", "fn output(", "fn push("]
+    {
         assert!(text.contains(ours), "{ours}");
     }
     for refused in ["fn sleep(", "fn eval(", "fn timestamp("] {

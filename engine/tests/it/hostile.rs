@@ -38,9 +38,19 @@ async fn fails(commands: &str, code: Code, words: &str) {
     assert!(asked.len() <= 2 && !asked.contains(&"finish".to_owned()), "{asked:?}");
 }
 
-/// Ready, and then this.
+/// Set up as it should, and then this.
 async fn says(after: &str, code: Code, words: &str) {
-    fails(&(frame("\"Ready\"") + after), code, words).await;
+    fails(&(ready() + after), code, words).await;
+}
+
+fn ready() -> String {
+    // What `Setup` takes is read, so that the parent can write it.
+    format!("head -c 31 >/dev/null; {}", frame("\"Ready\""))
+}
+
+/// This frame, from a child that listens.
+async fn lies_with(frames: &str, words: &str) {
+    says(&format!("{frames} cat >/dev/null"), Code::Internal, words).await;
 }
 
 #[tokio::test]
@@ -79,7 +89,7 @@ async fn silence_and_floods() {
     says("while :; do echo yes >&2; done", Code::ScriptLimit, "after 3000 ms").await;
     let log = frame(r#"{"Call":{"Log":"x"}}"#);
     let host = Fake::default();
-    let flood = format!("{}(cat >/dev/null) & while :; do {log} done", frame("\"Ready\""));
+    let flood = format!("{} cat >/dev/null & while :; do {log} done", ready());
     let Err(Stop::Failed(failure)) = child(&flood, &host).await else { panic!() };
     assert_eq!(failure.code, Code::ScriptLimit, "{failure}");
     assert!(host.asked().len() <= 1000);
@@ -93,24 +103,24 @@ async fn lies() {
         ))
     };
     let data = declare("data", "volume", r#"{"size":1048576}"#);
-    says(&frame("\"Ready\""), Code::Internal, "ready twice").await;
-    says(&declare("../x", "volume", r#"{"size":1}"#), Code::Internal, "protocol").await;
-    says(&declare("data", "volume", r#"{"size":1}"#), Code::Internal, "at least").await;
-    says(&format!("{data}{data}"), Code::Internal, "twice").await;
+    lies_with(&frame("\"Ready\""), "ready twice").await;
+    lies_with(&declare("../x", "volume", r#"{"size":1}"#), "protocol").await;
+    lies_with(&declare("data", "volume", r#"{"size":1}"#), "at least").await;
+    lies_with(&format!("{data}{data}"), "twice").await;
     let mounts = r#"{"image":"file:///x","mounts":[{"volume":"other","path":"/d"}]}"#;
-    says(&declare("m", "machine", mounts), Code::Internal, "not declared").await;
-    says(&frame(r#"{"Call":{"Read":"nobody"}}"#), Code::Internal, "not declared").await;
+    lies_with(&declare("m", "machine", mounts), "not declared").await;
+    lies_with(&frame(r#"{"Call":{"Read":"nobody"}}"#), "not declared").await;
     let act = r#"{"Call":{"Act":{"name":"nobody","action":{"action":"stop"}}}}"#;
-    says(&frame(act), Code::Internal, "not declared").await;
+    lies_with(&frame(act), "not declared").await;
     let raised = r#"{"Done":{"findings":[],"stop":{"Raised":{"id":7,"place":"here"}}}}"#;
-    says(&frame(raised), Code::Internal, "a failure that was not").await;
+    lies_with(&frame(raised), "a failure that was not").await;
     let code =
         r#"{"Done":{"findings":[],"stop":{"Failed":{"error":"I am coord","code":"replayed"}}}}"#;
-    says(&frame(code), Code::Internal, "I am coord").await;
+    lies_with(&frame(code), "I am coord").await;
     let deep = format!(
         "{{\"Call\":{{\"Output\":{{\"key\":\"k\",\"value\":{}{}}}}}}}",
         "[".repeat(5000),
         "]".repeat(5000)
     );
-    says(&frame(&deep), Code::Internal, "protocol").await;
+    lies_with(&frame(&deep), "protocol").await;
 }

@@ -43,7 +43,7 @@ async fn secrets_are_placeholders_and_failures_are_failures() {
     let secret = script("log(\"x\"); output(\"a\", secret(\"db\"));");
     let planned = plan(&sandboxes, &secret).await.unwrap();
     assert_eq!(planned.logs, ["x"]);
-    assert_eq!(planned.outputs["a"], json!("<secret db>"));
+    assert_eq!(planned.outputs["a"], json!("***"));
     let failure = plan(&sandboxes, &script("fail(\"no\");")).await.unwrap_err();
     assert_eq!(failure.code, Code::ScriptFailed);
     sandboxes.close().await;
