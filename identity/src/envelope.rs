@@ -2,8 +2,8 @@
 
 use rhizome_model::{Envelope, KeyId, Signature, pae};
 
-use crate::key::{KeyError, verify_bytes};
 use crate::SigningKey;
+use crate::key::{KeyError, verify_bytes};
 
 /// Which signature of an envelope is bad, counted from 1, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -118,7 +118,10 @@ mod tests {
             ..good.clone()
         };
         let check = |e: &Envelope| verify_signatures(e).unwrap_err();
-        assert_eq!(check(&Envelope { signatures: vec![], ..good.clone() }), SignatureError::Unsigned);
+        assert_eq!(
+            check(&Envelope { signatures: vec![], ..good.clone() }),
+            SignatureError::Unsigned
+        );
         let upper = good.signatures[0].keyid.to_uppercase();
         assert!(matches!(check(&with(&upper, vec![0; 64])), SignatureError::KeyId { nth: 1, .. }));
         assert!(matches!(check(&with("", vec![0; 64])), SignatureError::KeyId { .. }));

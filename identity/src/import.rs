@@ -14,7 +14,11 @@ impl SigningKey {
         pem: &str,
         passphrase: impl FnOnce() -> Result<Zeroizing<String>, KeyError>,
     ) -> Result<Self, KeyError> {
-        let bad = |e| KeyError::Import(format!("this is not an OpenSSH private key: {e}"));
+        let bad = |e| {
+            KeyError::Import(format!(
+                "this is not an OpenSSH private key that we can read: {e}; make an Ed25519 key with: ssh-keygen -t ed25519"
+            ))
+        };
         let mut key = PrivateKey::from_openssh(pem.trim_start()).map_err(bad)?;
         if key.is_encrypted() {
             let passphrase = passphrase()?;

@@ -166,7 +166,8 @@ mod tests {
         let key = SigningKey::from_seed([7; 32]);
         let mut sig = key.sign(b"m");
         // S + L, where L is the order of the group.
-        let order = hex::decode("edd3f55c1a631258d69cf7a2def9de1400000000000000000000000000000010").unwrap();
+        let order = hex::decode("edd3f55c1a631258d69cf7a2def9de1400000000000000000000000000000010")
+            .unwrap();
         let mut carry = 0u16;
         for (byte, add) in sig[32..].iter_mut().zip(order) {
             let sum = u16::from(*byte) + u16::from(add) + carry;

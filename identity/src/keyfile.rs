@@ -16,7 +16,8 @@ const MAX_FILE_BYTES: u64 = 256;
 impl SigningKey {
     /// Reads a key file. One that others can read is refused: the key may be known to them.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
-        let fail = |source| KeyError::File { what: "cannot read the key file", path: path.into(), source };
+        let fail =
+            |source| KeyError::File { what: "cannot read the key file", path: path.into(), source };
         let mut file = File::open(path).map_err(fail)?;
         let meta = file.metadata().map_err(fail)?;
         if meta.mode() & 0o077 != 0 {

@@ -9,8 +9,8 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderValue, Method};
 use rhizome_model::api::AccountView;
 use rhizome_model::registrar::{
-    self, Acknowledged, Farm, FarmCreated, NewAccount, NewFarm, Node, NodeCreated, NodeRegistration,
-    Resources, UptimeReport, base64_key,
+    self, Acknowledged, Farm, FarmCreated, NewAccount, NewFarm, Node, NodeCreated,
+    NodeRegistration, Resources, UptimeReport, base64_key,
 };
 use rhizome_model::{AccountId, Code, Failure, FarmId, KeyId, NodeId};
 use rhizome_service::{Client, clock};
@@ -67,10 +67,12 @@ impl LedgerClient {
         let mut http = Client::new("ledger", base_url)?;
         if let Some(key) = key.clone() {
             let account = account.clone();
-            http = http.signed(Arc::new(move |method: &Method, _: &str, _: Option<&str>, _: &[u8]| {
-                // Reads are open to everybody: nothing is signed that could be replayed.
-                if *method == Method::GET { HeaderMap::new() } else { x_auth(&key, &account) }
-            }));
+            http = http.signed(Arc::new(
+                move |method: &Method, _: &str, _: Option<&str>, _: &[u8]| {
+                    // Reads are open to everybody: nothing is signed that could be replayed.
+                    if *method == Method::GET { HeaderMap::new() } else { x_auth(&key, &account) }
+                },
+            ));
         }
         Ok(Self { http, key, account })
     }
@@ -155,8 +157,9 @@ impl LedgerClient {
 
     pub async fn update_node(&self, id: NodeId, node: &NodeRegistration) -> Result<(), Failure> {
         self.own_account().await?;
-        let body = serde_json::to_vec(node)
-            .map_err(|e| Failure::new(Code::Internal, format!("cannot write the node's facts: {e}")))?;
+        let body = serde_json::to_vec(node).map_err(|e| {
+            Failure::new(Code::Internal, format!("cannot write the node's facts: {e}"))
+        })?;
         self.send::<Acknowledged>(Method::PATCH, &format!("/v1/nodes/{id}"), body).await?;
         Ok(())
     }
@@ -212,7 +215,10 @@ impl LedgerClient {
             Failure::new(Code::Unavailable, format!("the ledger's answer to {path} broke off: {e}"))
         })?;
         serde_json::from_slice(&bytes).map_err(|e| {
-            Failure::new(Code::Internal, format!("the ledger answered {path} with other words: {e}"))
+            Failure::new(
+                Code::Internal,
+                format!("the ledger answered {path} with other words: {e}"),
+            )
         })
     }
 
@@ -260,10 +266,8 @@ fn x_auth(key: &SigningKey, account: &AtomicU64) -> HeaderMap {
         let challenge = registrar::auth_challenge(clock::now_secs(), AccountId(account));
         let signature = STANDARD.encode(key.sign(challenge.as_bytes()));
         let value = format!("{}:{signature}", STANDARD.encode(challenge));
-        headers.insert(
-            "x-auth",
-            HeaderValue::from_str(&value).expect("base64 can stand in a header"),
-        );
+        headers
+            .insert("x-auth", HeaderValue::from_str(&value).expect("base64 can stand in a header"));
     }
     headers
 }

@@ -86,7 +86,11 @@ impl SigningKey {
 }
 
 /// Both public keys go into the derivation, so that a key and a nonce are used for one message only.
-fn cipher(shared: &SharedSecret, ephemeral: &PublicKey, to: &PublicKey) -> (XChaCha20Poly1305, XNonce) {
+fn cipher(
+    shared: &SharedSecret,
+    ephemeral: &PublicKey,
+    to: &PublicKey,
+) -> (XChaCha20Poly1305, XNonce) {
     let salt = [&ephemeral.as_bytes()[..], to.as_bytes()].concat();
     let mut okm = Zeroizing::new([0; 56]);
     Hkdf::<Sha256>::new(Some(&salt), shared.as_bytes())

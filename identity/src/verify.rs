@@ -10,7 +10,9 @@
 
 use async_trait::async_trait;
 use rhizome_model::api::AccountView;
-use rhizome_model::{AccountId, Code, Document, Envelope, EnvelopeError, Failure, KeyId, WindowError};
+use rhizome_model::{
+    AccountId, Code, Document, Envelope, EnvelopeError, Failure, KeyId, WindowError,
+};
 
 use crate::envelope::{digest, verify_signatures};
 
@@ -53,7 +55,9 @@ pub async fn verify(
         .map_err(|e| Failure::new(Code::BadSignature, format!("{e}; sign the document again")))?;
     let document = Document::from_payload(&envelope.payload_type, &envelope.payload)
         .expect("the type was known a moment ago")
-        .map_err(|e| Failure::new(Code::InvalidDocument, format!("the document is not valid: {e}")))?;
+        .map_err(|e| {
+            Failure::new(Code::InvalidDocument, format!("the document is not valid: {e}"))
+        })?;
     check_network(&document, network)?;
     check_window(&document, now)?;
     let account = accounts.by_id(document.account()).await?.ok_or_else(|| {
@@ -123,11 +127,17 @@ fn check_window(document: &Document, now: i64) -> Result<(), Failure> {
 fn authorise(document: &Document, account: &AccountView, signers: &[KeyId]) -> Result<(), Failure> {
     let refuse = |message| Err(Failure::new(Code::Unauthorised, message));
     if !signers.contains(&account.key) {
-        return refuse(format!("account {} has not signed: its key is {}", account.id, account.key));
+        return refuse(format!(
+            "account {} has not signed: its key is {}",
+            account.id, account.key
+        ));
     }
     let (cosigners, required) = document.cosigners();
     if let Some(missing) = cosigners.iter().find(|c| c.required && !signers.contains(&c.key)) {
-        return refuse(format!("the signature of the required co-signer {} is missing", missing.key));
+        return refuse(format!(
+            "the signature of the required co-signer {} is missing",
+            missing.key
+        ));
     }
     // Over the signers, not the co-signers: a key that is listed twice still weighs once.
     let weight_of = |key: &KeyId| {

@@ -46,9 +46,8 @@ pub async fn create(State(app): State<Arc<App>>, body: Body) -> Reply<(StatusCod
         .decode(&request.signature)
         .map_err(|e| LedgerError::bad_request(format!("invalid signature format: {e}")))?;
     let challenge = account_challenge(request.timestamp, &request.public_key);
-    rhizome_identity::verify_bytes(&key, challenge.as_bytes(), &signature).map_err(|e| {
-        LedgerError::unauthenticated(format!("signature verification error: {e}"))
-    })?;
+    rhizome_identity::verify_bytes(&key, challenge.as_bytes(), &signature)
+        .map_err(|e| LedgerError::unauthenticated(format!("signature verification error: {e}")))?;
     let rmb_enc_key = request.rmb_enc_key.as_deref().unwrap_or_default();
     check_reach(request.relays.as_deref(), rmb_enc_key)?;
     let account = app.db.create_account(key, request.relays.as_deref(), rmb_enc_key).await;

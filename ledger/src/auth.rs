@@ -79,7 +79,8 @@ impl<'a> Claim<'a> {
             .ok_or_else(|| bad("Invalid challenge format"))?;
         let timestamp: i64 = timestamp.parse().map_err(|_| bad("Invalid timestamp"))?;
         if timestamp.abs_diff(now) > WINDOW_SECS {
-            let text = if timestamp < now { "Expired challenge" } else { "Challenge from the future" };
+            let text =
+                if timestamp < now { "Expired challenge" } else { "Challenge from the future" };
             return Err(LedgerError::unauthenticated(text).with_server_time(now));
         }
         let account: u64 = account.parse().map_err(|_| bad("Invalid twin ID format"))?;

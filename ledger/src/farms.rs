@@ -56,8 +56,7 @@ pub async fn create(
     caller: Authenticated,
     body: Body,
 ) -> Reply<(StatusCode, Json<FarmCreated>)> {
-    let unparsed =
-        |e: String| LedgerError::bad_request(format!("failed to parse farm info: {e}"));
+    let unparsed = |e: String| LedgerError::bad_request(format!("failed to parse farm info: {e}"));
     let farm: NewFarm = body.json().map_err(unparsed)?;
     check_name(&farm.farm_name).map_err(unparsed)?;
     farm.stellar_address.as_deref().map_or(Ok(()), check_stellar).map_err(unparsed)?;
@@ -84,8 +83,7 @@ pub async fn update(
     body: Body,
 ) -> Reply<Json<Acknowledged>> {
     let id = farm_id(&id)?;
-    let unparsed =
-        |e: String| LedgerError::bad_request(format!("failed to parse farm info: {e}"));
+    let unparsed = |e: String| LedgerError::bad_request(format!("failed to parse farm info: {e}"));
     let update: FarmUpdate = body.json().map_err(unparsed)?;
     // v4's client sends what it does not change as an empty text.
     let name = update.farm_name.as_deref().filter(|n| !n.is_empty());

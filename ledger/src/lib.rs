@@ -25,10 +25,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{HeaderName, Method, header};
+use axum::http::{HeaderName, Method, Uri, header};
 use axum::routing::get;
 use rhizome_model::{Code, Failure};
-use rhizome_service::Health;
+use rhizome_service::{ApiError, Health};
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -81,7 +81,16 @@ fn router(app: Arc<App>) -> (Router, utoipa::openapi::OpenApi) {
         .allow_origin(Any)
         .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::PUT, Method::DELETE])
         .allow_headers([header::CONTENT_TYPE, HeaderName::from_static("x-auth")]);
-    (documented.merge(again).layer(cors).with_state(app), api)
+    let router = documented.merge(again).method_not_allowed_fallback(no_such_method);
+    (router.layer(cors).with_state(app), api)
+}
+
+/// Set here, below the CORS layer: a browser's preflight asks with a method that no route has.
+async fn no_such_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::new(
+        Code::NoSuchRoute,
+        format!("there is no {method} {}; /openapi.json lists what there is", uri.path()),
+    )
 }
 
 fn resources() -> OpenApiRouter<Arc<App>> {
@@ -107,7 +116,8 @@ fn watch(db: Db, shutdown: CancellationToken) -> (Health, impl Future<Output = (
     });
     let probing = tokio::spawn(async move {
         loop {
-            let failed = db.probe().await.err().map(|e| format!("the database does not answer: {e}"));
+            let failed =
+                db.probe().await.err().map(|e| format!("the database does not answer: {e}"));
             *problem.lock().unwrap_or_else(PoisonError::into_inner) = failed;
             tokio::select! {
                 () = tokio::time::sleep(PROBE_INTERVAL) => {}

@@ -128,7 +128,8 @@ pub async fn report_uptime(
     let id = node_id(&id, "Invalid node id")?;
     let report: UptimeReport = body.json().map_err(LedgerError::bad_request)?;
     let uptime = i64::try_from(report.uptime).ok().filter(|uptime| *uptime > 0);
-    let uptime = uptime.ok_or_else(|| LedgerError::bad_request("uptime must be a number from 1"))?;
+    let uptime =
+        uptime.ok_or_else(|| LedgerError::bad_request("uptime must be a number from 1"))?;
     let known = find(&app, id, "node not found").await?;
     caller.must_be(known.twin_id)?;
     let now = clock::now_secs();
@@ -180,7 +181,8 @@ fn check(node: &NodeRegistration) -> Result<(), String> {
         return Err("serial_number must not be empty".into());
     }
     let location = &node.location;
-    let interfaces = node.interfaces.iter().flat_map(|i| [&i.name, &i.mac].into_iter().chain(&i.ips));
+    let interfaces =
+        node.interfaces.iter().flat_map(|i| [&i.name, &i.mac].into_iter().chain(&i.ips));
     let texts = [&node.serial_number, &location.country, &location.city]
         .into_iter()
         .chain([&location.longitude, &location.latitude])

@@ -33,8 +33,12 @@ impl<S: Send + Sync> FromRequest<S> for Body {
 }
 
 impl Body {
-    /// The JSON in it; `Err` says what is wrong with it.
+    /// The JSON object in it; `Err` says what is wrong with it.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, String> {
+        // serde would also take a list of the fields' values.
+        if self.0.trim_ascii_start().first() != Some(&b'{') {
+            return Err("a JSON object is expected".into());
+        }
         serde_json::from_slice(&self.0).map_err(|e| e.to_string())
     }
 }
@@ -56,9 +60,7 @@ impl Params {
     }
 
     pub fn number(&self, name: &str) -> Reply<Option<u64>> {
-        self.text(name)
-            .map(|text| parse_number(text).map_err(|e| self.unbound(&e)))
-            .transpose()
+        self.text(name).map(|text| parse_number(text).map_err(|e| self.unbound(&e))).transpose()
     }
 
     pub fn flag(&self, name: &str) -> Reply<Option<bool>> {

@@ -139,7 +139,9 @@ pub struct NodeRegistration {
     #[serde(default = "no_account")]
     pub twin_id: AccountId,
     pub farm_id: FarmId,
+    #[serde(default)]
     pub resources: Resources,
+    #[serde(default)]
     pub location: Location,
     #[serde(alias = "Interfaces")]
     pub interfaces: Vec<Interface>,

@@ -11,12 +11,23 @@ pub fn content_digest(body: &[u8]) -> String {
 }
 
 /// The base of a request of our profile.
-pub fn request(method: &Method, path: &str, query: Option<&str>, digest: &str, params: &str) -> String {
+pub fn request(
+    method: &Method,
+    path: &str,
+    query: Option<&str>,
+    digest: &str,
+    params: &str,
+) -> String {
     // RFC 9421 §2.2.6 and §2.2.7: an empty path is "/", an absent query is "?".
     let path = if path.is_empty() { "/" } else { path };
     let query = format!("?{}", query.unwrap_or(""));
     signature_base(
-        &[("@method", method.as_str()), ("@path", path), ("@query", &query), ("content-digest", digest)],
+        &[
+            ("@method", method.as_str()),
+            ("@path", path),
+            ("@query", &query),
+            ("content-digest", digest),
+        ],
         params,
     )
 }

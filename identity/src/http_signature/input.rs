@@ -24,7 +24,8 @@ impl<'a> Input<'a> {
     /// `Err` says what is missing or wrong.
     pub fn parse(header: &'a str) -> Result<Self, String> {
         let (label, params) = header.split_once('=').ok_or("Signature-Input has no label")?;
-        if label.is_empty() || !label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
+        if label.is_empty() || !label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        {
             return Err("the label of Signature-Input must be lower-case letters and digits".into());
         }
         let list = COMPONENTS.map(|c| format!("\"{c}\"")).join(" ");
@@ -48,7 +49,8 @@ impl<'a> Input<'a> {
         if !rest.starts_with(';') || alg != Some("\"ed25519\"") {
             return Err("the parameter alg must be \"ed25519\"".into());
         }
-        let created = created.and_then(integer).ok_or("the parameter created must be Unix seconds")?;
+        let created =
+            created.and_then(integer).ok_or("the parameter created must be Unix seconds")?;
         let nonce = nonce.and_then(quoted).filter(|n| NONCE_LENGTH.contains(&n.len())).ok_or_else(
             || format!("the parameter nonce must have {NONCE_LENGTH:?} characters of base64url"),
         )?;

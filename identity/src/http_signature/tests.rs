@@ -14,13 +14,15 @@ fn signed() -> HeaderMap {
     HeaderMap::from_iter(headers)
 }
 
-fn check(verifier: &Verifier, headers: &HeaderMap, now: i64) -> Result<rhizome_model::KeyId, String> {
-    verifier
-        .verify(&Method::POST, "/v1/exec", Some("a=1"), headers, BODY, now)
-        .map_err(|f| {
-            assert_eq!(f.code, rhizome_model::Code::Unauthenticated);
-            f.message
-        })
+fn check(
+    verifier: &Verifier,
+    headers: &HeaderMap,
+    now: i64,
+) -> Result<rhizome_model::KeyId, String> {
+    verifier.verify(&Method::POST, "/v1/exec", Some("a=1"), headers, BODY, now).map_err(|f| {
+        assert_eq!(f.code, rhizome_model::Code::Unauthenticated);
+        f.message
+    })
 }
 
 #[test]
@@ -59,7 +61,8 @@ fn every_covered_part_counts() {
 fn a_digest_that_is_exchanged_with_the_body_does_not_help() {
     let mut headers = signed();
     headers.insert("content-digest", base::content_digest(b"{}").parse().unwrap());
-    let result = Verifier::new().verify(&Method::POST, "/v1/exec", Some("a=1"), &headers, b"{}", NOW);
+    let result =
+        Verifier::new().verify(&Method::POST, "/v1/exec", Some("a=1"), &headers, b"{}", NOW);
     assert!(result.unwrap_err().message.contains("does not fit"));
 }
 

@@ -46,8 +46,9 @@ impl Verifier {
         if digest != base::content_digest(body) {
             return Err(refuse("Content-Digest is not the SHA-256 of the body"));
         }
-        let sig = signature(only(headers, &SIGNATURE)?, input.label)
-            .ok_or_else(|| refuse("Signature does not hold the signature that Signature-Input names"))?;
+        let sig = signature(only(headers, &SIGNATURE)?, input.label).ok_or_else(|| {
+            refuse("Signature does not hold the signature that Signature-Input names")
+        })?;
         let signed = base::request(method, path, query, digest, input.params);
         verify_bytes(&input.key, signed.as_bytes(), &sig)
             .map_err(|_| refuse("the signature does not fit the request"))?;

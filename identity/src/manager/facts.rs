@@ -19,8 +19,14 @@ pub struct Facts {
 }
 
 /// What firmware says when its maker wrote nothing.
-const NO_SERIAL: [&str; 6] =
-    ["none", "not specified", "to be filled by o.e.m.", "default string", "0", "system serial number"];
+const NO_SERIAL: [&str; 6] = [
+    "none",
+    "not specified",
+    "to be filled by o.e.m.",
+    "default string",
+    "0",
+    "system serial number",
+];
 /// Block devices without a disk of their own behind them.
 const NO_DISK: [&str; 7] = ["loop", "ram", "zram", "dm-", "md", "sr", "fd"];
 
@@ -33,8 +39,7 @@ impl Facts {
         let memory = procfs::Meminfo::current().map_err(|e| fail("/proc/meminfo", &e))?;
         let cpus = procfs::CpuInfo::current().map_err(|e| fail("/proc/cpuinfo", &e))?;
         let (hru, sru) = disks();
-        let resources =
-            Resources { hru, sru, cru: cpus.num_cores() as u64, mru: memory.mem_total };
+        let resources = Resources { hru, sru, cru: cpus.num_cores() as u64, mru: memory.mem_total };
         let virtualized = cpus.flags(0).is_some_and(|flags| flags.contains(&"hypervisor"));
         Ok(Self {
             resources,
@@ -115,7 +120,8 @@ fn default_route_interfaces() -> BTreeSet<String> {
     });
     let v6 = v6.lines().filter_map(|line| {
         let fields: Vec<_> = line.split_whitespace().collect();
-        let default = fields.len() == 10 && fields[0].bytes().all(|b| b == b'0') && fields[1] == "00";
+        let default =
+            fields.len() == 10 && fields[0].bytes().all(|b| b == b'0') && fields[1] == "00";
         (default && fields[9] != "lo").then(|| fields[9].to_owned())
     });
     v4.chain(v6).collect()

@@ -35,9 +35,10 @@ impl Registrar {
         if since.is_none_or(|since| since >= self.config.uptime_interval) {
             self.report(registered).await?;
         }
-        let due = self.config.uptime_interval.saturating_sub(
-            self.reported.map(|at| at.elapsed()).unwrap_or_default(),
-        );
+        let due = self
+            .config
+            .uptime_interval
+            .saturating_sub(self.reported.map(|at| at.elapsed()).unwrap_or_default());
         Ok((registered, due.min(FACTS_INTERVAL)))
     }
 
@@ -104,8 +105,9 @@ impl Registrar {
                 Ok(())
             }
             Err(failure) => {
-                if matches!(failure.code, Code::NotFound | Code::Unauthorised) {
-                    // The ledger has forgotten us, or came back from an older copy.
+                if failure.code != Code::Unavailable {
+                    // The ledger has forgotten us, or came back from an older copy, in which our
+                    // ids may be others'. Asking for everything anew is right in each case.
                     self.told = None;
                 }
                 Err(failure)

@@ -138,6 +138,8 @@ mod tests {
     #[test]
     fn only_root_and_our_own_user_have_secrets_opened() {
         assert!(may_unseal(Some(0), 1000) && may_unseal(Some(1000), 1000));
-        assert!(!may_unseal(Some(1001), 1000) && !may_unseal(Some(1000), 0) && !may_unseal(None, 0));
+        assert!(
+            !may_unseal(Some(1001), 1000) && !may_unseal(Some(1000), 0) && !may_unseal(None, 0)
+        );
     }
 }

@@ -85,7 +85,11 @@ impl Store {
             Err(KeyError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 if record.is_some() {
                     let folder = self.folder.clone();
-                    return Err(IdentityError::Lost { key: self.key_path(), trace: record_path, folder });
+                    return Err(IdentityError::Lost {
+                        key: self.key_path(),
+                        trace: record_path,
+                        folder,
+                    });
                 }
                 let key = SigningKey::generate()?;
                 key.save_new(&self.key_path())?;
@@ -123,8 +127,12 @@ impl Store {
         let text = serde_json::to_string_pretty(&record).expect("ids have a JSON form");
         let (path, draft) = (self.record_path(), self.folder.join("registration.draft"));
         let write = || -> io::Result<()> {
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&draft)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
             std::fs::rename(&draft, &path)?;

@@ -76,7 +76,8 @@ async fn a_delete_document_passes_too() {
         "account": 1, "name": "demo", "version": 1, "network": "dev",
         "expires": NOW + 600, "nonce": "0123456789abcdef",
     });
-    let json = owner().sign_envelope(payload_type::DELETE, payload.to_string().as_bytes()).to_json();
+    let json =
+        owner().sign_envelope(payload_type::DELETE, payload.to_string().as_bytes()).to_json();
     let verified = verify(json.as_bytes(), &ledger(), "dev", NOW).await.unwrap();
     assert!(matches!(verified.document, Document::Delete(_)));
 }

@@ -21,7 +21,12 @@ impl TryFrom<AccountRow> for Account {
     fn try_from(row: AccountRow) -> Result<Self, DbError> {
         Ok(Self {
             twin_id: AccountId(id_of(row.id)),
-            relays: row.relays.as_deref().map(serde_json::from_str).transpose().map_err(DbError::Corrupt)?,
+            relays: row
+                .relays
+                .as_deref()
+                .map(serde_json::from_str)
+                .transpose()
+                .map_err(DbError::Corrupt)?,
             rmb_enc_key: row.rmb_enc_key,
             created_at: time::rfc3339(row.created_at),
             updated_at: time::rfc3339(row.updated_at),

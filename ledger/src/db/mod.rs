@@ -135,10 +135,11 @@ impl Db {
 
 /// The next id of a kind. A transaction that is not committed does not use it up.
 async fn next_id(tx: &mut Tx, kind: &str) -> Result<i64, DbError> {
-    let id = sqlx::query_scalar("UPDATE sequences SET last = last + 1 WHERE name = $1 RETURNING last")
-        .bind(kind)
-        .fetch_one(&mut **tx)
-        .await?;
+    let id =
+        sqlx::query_scalar("UPDATE sequences SET last = last + 1 WHERE name = $1 RETURNING last")
+            .bind(kind)
+            .fetch_one(&mut **tx)
+            .await?;
     Ok(id)
 }
 
@@ -183,8 +184,10 @@ mod tests {
         let mut held = Vec::new();
         for _ in 0..MAX_CONNECTIONS {
             let mut connection = db.pool.acquire().await.unwrap();
-            let mode: String =
-                sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *connection).await.unwrap();
+            let mode: String = sqlx::query_scalar("PRAGMA journal_mode")
+                .fetch_one(&mut *connection)
+                .await
+                .unwrap();
             let sync: i64 =
                 sqlx::query_scalar("PRAGMA synchronous").fetch_one(&mut *connection).await.unwrap();
             // 2 is FULL: every commit is synced.

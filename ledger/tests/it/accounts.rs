@@ -1,6 +1,6 @@
 use http::Method;
 use rhizome_identity::SigningKey;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::{Ledger, base64_of, error, new_account, now};
 
@@ -25,7 +25,8 @@ async fn an_account_is_made_and_found_under_both_prefixes() {
     assert!(account["created_at"].as_str().unwrap().ends_with('Z'));
 
     let by_key = format!("accounts?public_key={}", encoded(&base64_of(&key)));
-    for path in ["/v1/accounts?twin_id=1", "/api/v1/accounts?twin_id=1", "/v1/accounts/?twin_id=1"] {
+    for path in ["/v1/accounts?twin_id=1", "/api/v1/accounts?twin_id=1", "/v1/accounts/?twin_id=1"]
+    {
         assert_eq!(ledger.get(path).await, (200, account.clone()), "{path}");
     }
     assert_eq!(ledger.get(&format!("/v1/{by_key}")).await, (200, account.clone()));
@@ -37,7 +38,8 @@ async fn an_account_is_made_and_found_under_both_prefixes() {
 async fn a_second_account_of_a_key_is_a_conflict_and_uses_up_no_id() {
     let ledger = Ledger::start().await;
     let first = ledger.account(1).await;
-    let again = ledger.send(Method::POST, "/v1/accounts", None, &new_account(&first.key, now())).await;
+    let again =
+        ledger.send(Method::POST, "/v1/accounts", None, &new_account(&first.key, now())).await;
     assert_eq!(error(&again), (409, "account with this public key already exists"));
     assert_eq!(again.1["code"], "conflict");
     assert_eq!(ledger.account(2).await.id, 2);
@@ -47,7 +49,7 @@ async fn a_second_account_of_a_key_is_a_conflict_and_uses_up_no_id() {
 async fn what_is_refused_and_how() {
     let ledger = Ledger::start().await;
     let key = SigningKey::from_seed([1; 32]);
-    let post = async |body: &serde_json::Value| ledger.send(Method::POST, "/v1/accounts", None, body).await;
+    let post = async |body: &Value| ledger.send(Method::POST, "/v1/accounts", None, body).await;
     for wrong in [json!({}), json!([]), json!({ "timestamp": "x" })] {
         assert_eq!(post(&wrong).await.0, 400);
     }
@@ -63,7 +65,10 @@ async fn what_is_refused_and_how() {
     };
     let weak = "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
     for key in ["", "AAAA", "!", weak] {
-        assert_eq!(error(&post(&with("public_key", key)).await), (400, "invalid public key format"));
+        assert_eq!(
+            error(&post(&with("public_key", key)).await),
+            (400, "invalid public key format")
+        );
     }
     let answer = post(&with("signature", "!")).await;
     assert!(error(&answer).1.starts_with("invalid signature format: ") && answer.0 == 400);
@@ -94,20 +99,28 @@ async fn only_its_owner_changes_an_account() {
     let ledger = Ledger::start().await;
     let (owner, other) = (ledger.account(1).await, ledger.account(2).await);
     let change = json!({ "relays": ["a"], "rmb_enc_key": "k" });
-    let patch = async |path: &str, who, body| ledger.send(Method::PATCH, path, Some(who), body).await;
-    let (status, done) = patch("/v1/accounts/1", &owner, &change).await;
+    let patch = async |path: &str, who, body: Value| {
+        ledger.send(Method::PATCH, path, Some(who), &body).await
+    };
+    let (status, done) = patch("/v1/accounts/1", &owner, change.clone()).await;
     assert_eq!((status, &done["message"]), (200, &json!("account updated successfully")));
     let (_, account) = ledger.get("/v1/accounts?twin_id=1").await;
     assert_eq!((&account["relays"], &account["rmb_enc_key"]), (&json!(["a"]), &json!("k")));
     // As with v4, what is not given is emptied.
-    patch("/v1/accounts/1", &owner, &json!({})).await;
+    patch("/v1/accounts/1", &owner, json!({})).await;
     let (_, account) = ledger.get("/v1/accounts?twin_id=1").await;
     assert_eq!((&account["relays"], &account["rmb_enc_key"]), (&json!(null), &json!("")));
 
-    assert_eq!(error(&patch("/v1/accounts/1", &other, &change).await), (401, "not authorized"));
-    assert_eq!(error(&patch("/v1/accounts/x", &owner, &change).await), (400, "invalid twin ID"));
-    let answer = patch("/v1/accounts/1", &owner, &json!([])).await;
+    assert_eq!(
+        error(&patch("/v1/accounts/1", &other, change.clone()).await),
+        (401, "not authorized")
+    );
+    assert_eq!(
+        error(&patch("/v1/accounts/x", &owner, change.clone()).await),
+        (400, "invalid twin ID")
+    );
+    let answer = patch("/v1/accounts/1", &owner, json!([])).await;
     assert!(error(&answer).1.starts_with("invalid request body") && answer.0 == 400);
     let many = json!({ "relays": vec!["r"; 33] });
-    assert_eq!(patch("/v1/accounts/1", &owner, &many).await.0, 400);
+    assert_eq!(patch("/v1/accounts/1", &owner, many).await.0, 400);
 }

@@ -32,7 +32,11 @@ async fn each_refusal_in_its_words() {
         (Some(signed(&format!("{}:99", now()))), 404, "Account not found"),
         (Some(format!("{challenge}:!")), 400, "Invalid signature encoding"),
         (Some(format!("{challenge}:AAAA")), 401, failed),
-        (Some(x_auth(&owner.key, 1, now()).replacen(':', ":A", 1)), 400, "Invalid signature encoding"),
+        (
+            Some(x_auth(&owner.key, 1, now()).replacen(':', ":A", 1)),
+            400,
+            "Invalid signature encoding",
+        ),
     ] {
         let body = json!({ "farm_name": "a", "twin_id": 1, "stellar_address": stellar() });
         let answer =
@@ -48,7 +52,8 @@ async fn the_signature_of_another_account_does_not_count() {
     let (owner, other) = (ledger.account(1).await, ledger.account(2).await);
     let forged = x_auth(&other.key, owner.id, now());
     let body = json!({ "farm_name": "a", "twin_id": owner.id, "stellar_address": stellar() });
-    let answer = ledger.call(Method::POST, "/v1/farms", Some(&forged), Some(body.to_string())).await;
+    let answer =
+        ledger.call(Method::POST, "/v1/farms", Some(&forged), Some(body.to_string())).await;
     assert_eq!(answer.0, 401);
 }
 

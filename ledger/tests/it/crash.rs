@@ -30,9 +30,12 @@ async fn a_restart_keeps_everything() {
 async fn what_was_answered_survives_a_kill() {
     let ledger = Ledger::start().await;
     for round in 0..8u8 {
-        let keys: Vec<_> = (0..6u8).map(|n| SigningKey::from_seed([round * 6 + n + 1; 32])).collect();
+        let keys: Vec<_> =
+            (0..6u8).map(|n| SigningKey::from_seed([round * 6 + n + 1; 32])).collect();
         let requests: Vec<_> = keys.iter().map(|key| new_account(key, now())).collect();
-        let made = futures(requests.iter().map(|r| ledger.send(Method::POST, "/v1/accounts", None, r))).await;
+        let made =
+            futures(requests.iter().map(|r| ledger.send(Method::POST, "/v1/accounts", None, r)))
+                .await;
         assert!(made.iter().all(|(status, _)| *status == 201), "{made:?}");
         let copy = tempfile::tempdir().unwrap();
         copy_database(&ledger.database(), copy.path());

@@ -64,7 +64,8 @@ async fn what_is_refused() {
     let owner = ledger.account(1).await;
     ledger.account(2).await;
     ledger.farm(&owner, "taken").await;
-    let post = async |body: Value| ledger.send(Method::POST, "/v1/farms", Some(&owner), &body).await;
+    let post =
+        async |body: Value| ledger.send(Method::POST, "/v1/farms", Some(&owner), &body).await;
     for (name, address) in [
         ("", stellar()),
         ("a-b", stellar()),
@@ -76,17 +77,26 @@ async fn what_is_refused() {
         ("ok", stellar().to_lowercase()),
         ("ok", stellar().replacen('G', "X", 1)),
     ] {
-        let answer = post(json!({ "farm_name": name, "twin_id": 1, "stellar_address": address })).await;
-        assert!(error(&answer).1.starts_with("failed to parse farm info: ") && answer.0 == 400, "{name}");
+        let answer =
+            post(json!({ "farm_name": name, "twin_id": 1, "stellar_address": address })).await;
+        assert!(
+            error(&answer).1.starts_with("failed to parse farm info: ") && answer.0 == 400,
+            "{name}"
+        );
     }
     assert_eq!(post(json!({ "twin_id": 1, "stellar_address": stellar() })).await.0, 400);
-    let foreign = post(json!({ "farm_name": "ok", "twin_id": 2, "stellar_address": stellar() })).await;
+    let foreign =
+        post(json!({ "farm_name": "ok", "twin_id": 2, "stellar_address": stellar() })).await;
     assert_eq!(error(&foreign), (401, "not authorized"));
-    let taken = post(json!({ "farm_name": "taken", "twin_id": 1, "stellar_address": stellar() })).await;
+    let taken =
+        post(json!({ "farm_name": "taken", "twin_id": 1, "stellar_address": stellar() })).await;
     assert_eq!(error(&taken), (409, "record already exists"));
     assert_eq!(names(&ledger.get("/v1/farms").await.1), ["taken"]);
     // Ours: a farm that is paid nowhere.
-    assert_eq!(post(json!({ "farm_name": "free", "twin_id": 1 })).await, (201, json!({ "farm_id": 2 })));
+    assert_eq!(
+        post(json!({ "farm_name": "free", "twin_id": 1 })).await,
+        (201, json!({ "farm_id": 2 }))
+    );
 }
 
 #[tokio::test]
@@ -95,7 +105,9 @@ async fn only_its_owner_changes_a_farm_and_only_what_is_given() {
     let (owner, other) = (ledger.account(1).await, ledger.account(2).await);
     ledger.farm(&owner, "one").await;
     ledger.farm(&other, "two").await;
-    let patch = async |path: &str, who, body: Value| ledger.send(Method::PATCH, path, Some(who), &body).await;
+    let patch = async |path: &str, who, body: Value| {
+        ledger.send(Method::PATCH, path, Some(who), &body).await
+    };
     let done = patch("/v1/farms/1", &owner, json!({ "farm_name": "uno" })).await;
     assert_eq!(done, (200, json!({ "message": "Farm was updated successfully" })));
     let (_, farm) = ledger.get("/v1/farms/1").await;

@@ -73,7 +73,13 @@ impl Ledger {
     }
 
     /// A call with the JSON of `body`, signed as `who`.
-    pub async fn send(&self, method: Method, path: &str, who: Option<&Caller>, body: &Value) -> Answer {
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        who: Option<&Caller>,
+        body: &Value,
+    ) -> Answer {
         let auth = who.map(|caller| x_auth(&caller.key, caller.id, now()));
         self.call(method, path, auth.as_deref(), Some(body.to_string())).await
     }
@@ -101,7 +107,8 @@ impl Ledger {
     /// An account of the key with this seed.
     pub async fn account(&self, seed: u8) -> Caller {
         let key = SigningKey::from_seed([seed; 32]);
-        let (status, account) = self.send(Method::POST, "/v1/accounts", None, &new_account(&key, now())).await;
+        let (status, account) =
+            self.send(Method::POST, "/v1/accounts", None, &new_account(&key, now())).await;
         assert_eq!(status, 201, "{account}");
         Caller { key, id: account["twin_id"].as_u64().unwrap() }
     }
@@ -114,7 +121,8 @@ impl Ledger {
     }
 
     pub async fn node(&self, owner: &Caller, farm: u64) -> u64 {
-        let (status, made) = self.send(Method::POST, "/v1/nodes", Some(owner), &new_node(owner.id, farm)).await;
+        let (status, made) =
+            self.send(Method::POST, "/v1/nodes", Some(owner), &new_node(owner.id, farm)).await;
         assert_eq!(status, 201, "{made}");
         made["node_id"].as_u64().unwrap()
     }

@@ -55,7 +55,8 @@ impl Running {
 
     fn start_with(config: Config, facts: FactsSource) -> Self {
         let manager = Manager::open(config, facts).unwrap();
-        let (key, identity, stop) = (manager.key_id(), manager.identity(), CancellationToken::new());
+        let (key, identity, stop) =
+            (manager.key_id(), manager.identity(), CancellationToken::new());
         let task = tokio::spawn(manager.run(stop.clone()));
         Self { key, identity, stop, task }
     }
@@ -211,7 +212,8 @@ async fn secrets_are_opened_on_the_socket() {
     let mode = std::fs::metadata(dir.path().join("identity.sock")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     // A second manager does not take the place of one that lives.
-    let second = Manager::open(config(dir.path(), "http://127.0.0.1:1"), Arc::new(|| Ok(facts()))).unwrap();
+    let second =
+        Manager::open(config(dir.path(), "http://127.0.0.1:1"), Arc::new(|| Ok(facts()))).unwrap();
     let failure = second.run(CancellationToken::new()).await.unwrap_err();
     assert_eq!(failure.code, Code::PortTaken);
     assert_eq!(client.get::<NodeIdentity>("/v1/identity").await.unwrap().key, node.key);

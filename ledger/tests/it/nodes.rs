@@ -23,9 +23,16 @@ async fn a_node_is_registered_and_found() {
     assert_eq!(made, (201, json!({ "node_id": 1 })));
     let (status, node) = ledger.get("/v1/nodes/1").await;
     assert_eq!(status, 200);
-    for field in ["twin_id", "farm_id", "location", "resources", "secure_boot", "virtualized",
-        "serial_number", "supervisor_url"]
-    {
+    for field in [
+        "twin_id",
+        "farm_id",
+        "location",
+        "resources",
+        "secure_boot",
+        "virtualized",
+        "serial_number",
+        "supervisor_url",
+    ] {
         assert_eq!(node[field], body[field], "{field}");
     }
     assert_eq!(node["Interfaces"], body["interfaces"]);
@@ -55,7 +62,8 @@ async fn the_forms_that_v4_clients_send() {
 async fn what_is_refused() {
     let (ledger, owner) = with_farm().await;
     ledger.account(2).await;
-    let post = async |body: &Value| ledger.send(Method::POST, "/v1/nodes", Some(&owner), body).await;
+    let post =
+        async |body: &Value| ledger.send(Method::POST, "/v1/nodes", Some(&owner), body).await;
     let with = |field: &str, value: Value| {
         let mut body = new_node(1, 1);
         body[field] = value;
@@ -93,7 +101,9 @@ async fn only_the_node_changes_itself() {
     let mut body = new_node(1, 1);
     body["supervisor_url"] = json!("http://a");
     ledger.send(Method::POST, "/v1/nodes", Some(&owner), &body).await;
-    let patch = async |path: &str, who, body: &Value| ledger.send(Method::PATCH, path, Some(who), body).await;
+    let patch = async |path: &str, who, body: &Value| {
+        ledger.send(Method::PATCH, path, Some(who), body).await
+    };
     let mut change = new_node(1, 2);
     change["secure_boot"] = json!(false);
     change["virtualized"] = json!(false);
@@ -104,7 +114,10 @@ async fn only_the_node_changes_itself() {
     let (_, node) = ledger.get("/v1/nodes/1").await;
     assert_eq!((&node["secure_boot"], &node["virtualized"]), (&json!(false), &json!(false)));
     assert_eq!((&node["serial_number"], &node["farm_id"]), (&json!("S2"), &json!(2)));
-    assert_eq!(node["supervisor_url"], "http://a", "a client that does not know it must not lose it");
+    assert_eq!(
+        node["supervisor_url"], "http://a",
+        "a client that does not know it must not lose it"
+    );
 
     assert_eq!(error(&patch("/v1/nodes/x", &owner, &change).await), (400, "invalid node ID"));
     assert_eq!(error(&patch("/v1/nodes/9", &owner, &change).await), (404, "node not found"));

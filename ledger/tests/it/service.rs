@@ -14,8 +14,15 @@ async fn it_has_what_every_service_has() {
     let paths: Vec<_> = api["paths"].as_object().unwrap().keys().cloned().collect();
     assert_eq!(
         paths,
-        ["/v1/accounts", "/v1/accounts/{twin_id}", "/v1/farms", "/v1/farms/{farm_id}", "/v1/nodes",
-         "/v1/nodes/{node_id}", "/v1/nodes/{node_id}/uptime"]
+        [
+            "/v1/accounts",
+            "/v1/accounts/{twin_id}",
+            "/v1/farms",
+            "/v1/farms/{farm_id}",
+            "/v1/nodes",
+            "/v1/nodes/{node_id}",
+            "/v1/nodes/{node_id}/uptime"
+        ]
     );
     let metrics = reqwest::get(format!("{}/metrics", ledger.base())).await.unwrap();
     assert_eq!(metrics.status(), 200);
@@ -49,6 +56,7 @@ async fn it_does_not_open_what_is_no_database_of_its_own() {
         listen: listener.local_addr().unwrap(),
         network: "dev".into(),
     };
-    let failure = rhizome_ledger::run(config, listener, CancellationToken::new()).await.unwrap_err();
+    let failure =
+        rhizome_ledger::run(config, listener, CancellationToken::new()).await.unwrap_err();
     assert_eq!(failure.code, Code::StateNotWritable);
 }
