@@ -19,6 +19,7 @@ mod job;
 pub mod kind;
 mod phase;
 mod quantity;
+pub mod registrar;
 mod task;
 
 pub use address::{gateway_address, node_prefix, resource_address};
