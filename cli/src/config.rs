@@ -45,9 +45,9 @@ pub fn apply() -> Result<(), Error> {
 
 /// Option name → variable, of all options that have a variable.
 fn known_keys(command: &clap::Command) -> BTreeMap<String, String> {
-    let options = command.get_arguments().filter_map(|arg| {
-        Some((arg.get_long()?.to_owned(), arg.get_env()?.to_str()?.to_owned()))
-    });
+    let options = command
+        .get_arguments()
+        .filter_map(|arg| Some((arg.get_long()?.to_owned(), arg.get_env()?.to_str()?.to_owned())));
     let below = command.get_subcommands().flat_map(known_keys);
     options.chain(below).collect()
 }

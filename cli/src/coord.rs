@@ -11,17 +11,19 @@ use rhizome_model::api::{
 };
 use rhizome_model::{AccountId, Code, DeploymentId, Event, Failure, Name, NodeId};
 use rhizome_service::Client;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::cli::Globals;
 use crate::commands::key;
 use crate::profile::Profile;
-use crate::refs::DeploymentRef;
+use crate::refs::{DeploymentRef, ResourceRef};
 
 /// A list of past events is answered within this.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// A line of a stream of output: at most 64 KiB in base64, and what stands around it.
 const MAX_CHUNK_LINE: usize = 1 << 20;
+/// The name of the event that says that older ones are gone.
+const TRIMMED: &str = "trimmed";
 
 /// The key, and coord as the key's account sees it.
 pub struct Session {
@@ -49,7 +51,7 @@ pub struct Coord {
 }
 
 /// An event with the number that coord gave it: the place to go on from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NumberedEvent {
     pub id: u64,
     #[serde(flatten)]
@@ -83,6 +85,15 @@ impl Coord {
         Ok(DeploymentId { account, name: wanted.name.clone() })
     }
 
+    pub async fn place_of(
+        &self,
+        wanted: ResourceRef,
+        node: Option<NodeId>,
+    ) -> Result<Place, Failure> {
+        let deployment = self.resolve(&wanted.deployment).await?;
+        Ok(Place { deployment, resource: wanted.resource, node })
+    }
+
     pub async fn submit(&self, envelope: Vec<u8>) -> Result<Submitted, Failure> {
         submit(&self.plain, envelope).await
     }
@@ -97,11 +108,7 @@ impl Coord {
     }
 
     /// The events that are there now.
-    pub async fn past_events(
-        &self,
-        id: &DeploymentId,
-        after: u64,
-    ) -> Result<Vec<NumberedEvent>, Failure> {
+    pub async fn past_events(&self, id: &DeploymentId, after: u64) -> Result<Vec<Event>, Failure> {
         let path = format!("/v1/deployments/{id}/events?after={after}");
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
@@ -119,13 +126,11 @@ impl Coord {
     ) -> Result<impl Stream<Item = Result<NumberedEvent, Failure>> + Send + use<>, Failure> {
         let path = format!("/v1/deployments/{id}/events?after={after}");
         let stream = self.signed.events(&path, Some(&after.to_string())).await?;
-        Ok(stream.map(|message| {
-            let message = message?;
-            let event = serde_json::from_str(&message.data).map_err(|e| not_understood(&e))?;
-            let id = message.id.parse().map_err(|_| {
-                Failure::new(Code::Internal, format!("coord sent an event '{}'", message.id))
-            })?;
-            Ok(NumberedEvent { id, event })
+        Ok(stream.filter_map(async |message| match message {
+            // Older events are kept no longer: what counts, the phase, is in those that are.
+            Ok(message) if message.event == TRIMMED => None,
+            Ok(message) => Some(numbered(&message)),
+            Err(failure) => Some(Err(failure)),
         }))
     }
 
@@ -152,26 +157,25 @@ impl Coord {
     /// What a resource printed: each piece is given to `each` as it comes.
     pub async fn logs(
         &self,
-        id: &DeploymentId,
-        resource: &Name,
+        at: &Place,
         tail: usize,
         follow: bool,
         each: impl FnMut(OutputChunk) -> Next,
     ) -> Result<(), Failure> {
-        let path =
-            format!("/v1/deployments/{id}/resources/{resource}/logs?tail={tail}&follow={follow}");
+        let node = at.node.map_or_else(String::new, |node| format!("&node={node}"));
+        let path = format!("{}/logs?tail={tail}&follow={follow}{node}", at.path());
         self.chunks(Method::GET, &path, Vec::new(), each).await
     }
 
     pub async fn exec(
         &self,
-        id: &DeploymentId,
-        resource: &Name,
+        at: &Place,
         request: &ExecRequest,
         each: impl FnMut(OutputChunk) -> Next,
     ) -> Result<(), Failure> {
         let body = serde_json::to_vec(request).map_err(|e| not_understood(&e))?;
-        let path = format!("/v1/deployments/{id}/resources/{resource}/exec");
+        let node = at.node.map_or_else(String::new, |node| format!("?node={node}"));
+        let path = format!("{}/exec{node}", at.path());
         self.chunks(Method::POST, &path, body, each).await
     }
 
@@ -194,6 +198,20 @@ impl Coord {
             }
         }
         Err(Failure::new(Code::Unavailable, "coord stopped sending before the end"))
+    }
+}
+
+/// A resource, and where several nodes have one of that name, which of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub deployment: DeploymentId,
+    pub resource: Name,
+    pub node: Option<NodeId>,
+}
+
+impl Place {
+    fn path(&self) -> String {
+        format!("/v1/deployments/{}/resources/{}", self.deployment, self.resource)
     }
 }
 
@@ -228,6 +246,14 @@ impl Lines {
         }
         Ok(complete)
     }
+}
+
+fn numbered(message: &eventsource_stream::Event) -> Result<NumberedEvent, Failure> {
+    let event = serde_json::from_str(&message.data).map_err(|e| not_understood(&e))?;
+    let id = message.id.parse().map_err(|_| {
+        Failure::new(Code::Internal, format!("coord sent an event with the id '{}'", message.id))
+    })?;
+    Ok(NumberedEvent { id, event })
 }
 
 fn not_understood(error: &serde_json::Error) -> Failure {

@@ -137,7 +137,8 @@ impl FromStr for SecretSource {
 
 impl SecretSource {
     fn read(&self) -> Result<Zeroizing<Vec<u8>>, Failure> {
-        let fail = |e: std::io::Error| internal(&format!("cannot read the secret {}", self.name), &e);
+        let fail =
+            |e: std::io::Error| internal(&format!("cannot read the secret {}", self.name), &e);
         match &self.from {
             Origin::Text(text) => Ok(Zeroizing::new(text.as_bytes().to_vec())),
             Origin::File(path) => std::fs::read(path).map(Zeroizing::new).map_err(fail),
@@ -239,10 +240,7 @@ fn read_secrets(args: &DocumentArgs) -> Result<BTreeMap<String, Zeroizing<Vec<u8
 }
 
 /// Whose it is, and which version it becomes.
-async fn identity(
-    args: &DocumentArgs,
-    coord: &Coord,
-) -> Result<(DeploymentId, Version), Error> {
+async fn identity(args: &DocumentArgs, coord: &Coord) -> Result<(DeploymentId, Version), Error> {
     let id = coord.resolve(&args.name).await?;
     if let Some(version) = args.version {
         return Ok((id, version));
@@ -314,7 +312,9 @@ mod tests {
         let text: SecretSource = "db=hunter2".parse().unwrap();
         assert_eq!(text.read().unwrap().as_slice(), b"hunter2");
         assert!(!format!("{text:?}").contains("hunter2"));
-        assert!("db=@/etc/x".parse::<SecretSource>().unwrap().from == Origin::File("/etc/x".into()));
+        assert!(
+            "db=@/etc/x".parse::<SecretSource>().unwrap().from == Origin::File("/etc/x".into())
+        );
         assert!("db=-".parse::<SecretSource>().unwrap().from == Origin::Stdin);
         for bad in ["hunter2", "=hunter2", "a b=hunter2", "a=@"] {
             let error = bad.parse::<SecretSource>().unwrap_err();

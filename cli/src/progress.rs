@@ -56,7 +56,8 @@ impl Progress {
             return if event.version > self.version { Heard::Whole } else { Heard::Nothing };
         }
         let Some(node) = event.node else {
-            return Heard::Whole;
+            // That it begins is no news to the one who began it.
+            return if phase.is_settled() { Heard::Whole } else { Heard::Nothing };
         };
         let known = self.tasks.entry(node).or_default();
         known.phase = Some(*phase);
@@ -72,7 +73,7 @@ impl Progress {
         for task in view.tasks.iter().filter(|t| t.version == self.version) {
             let known = self.tasks.entry(task.node).or_default();
             // An event can be ahead of the view, not the other way round for long.
-            if known.phase.is_none_or(|phase| !self.goal.is_reached_or_missed(phase)) {
+            if !known.is_over(self.goal) {
                 known.phase = Some(task.phase);
                 known.failure.clone_from(&task.failure);
                 known.outputs.clone_from(&task.outputs);
@@ -82,9 +83,7 @@ impl Progress {
     }
 
     pub fn is_settled(&self) -> bool {
-        self.tasks
-            .values()
-            .all(|t| t.phase.is_some_and(|phase| self.goal.is_reached_or_missed(phase)))
+        self.tasks.values().all(|task| task.is_over(self.goal))
     }
 
     /// The phase of the whole.
@@ -111,14 +110,20 @@ impl Progress {
     }
 }
 
-impl Goal {
-    fn is_reached_or_missed(self, phase: Phase) -> bool {
-        match self {
-            Self::Deployed => phase.is_settled(),
-            Self::Deleted => phase == Phase::Deleted,
+impl Known {
+    /// Reached, or missed for good.
+    fn is_over(&self, goal: Goal) -> bool {
+        match (goal, self.phase) {
+            (_, None) => false,
+            (Goal::Deployed, Some(phase)) => phase.is_settled(),
+            // A node that refuses a delete waits for one that is signed anew.
+            (Goal::Deleted, Some(Phase::Deleting)) => self.failure.is_some(),
+            (Goal::Deleted, Some(phase)) => phase == Phase::Deleted,
         }
     }
+}
 
+impl Goal {
     pub fn is_reached(self, phase: Phase) -> bool {
         match self {
             Self::Deployed => phase == Phase::Ready,
@@ -177,8 +182,23 @@ mod tests {
     }
 
     #[test]
+    fn a_delete_that_a_node_refuses_is_over() {
+        let mut progress = Progress::new(&submitted(&[1]), Goal::Deleted);
+        progress.apply(&event(Some(1), 2, Phase::Deleting));
+        assert!(!progress.is_settled());
+        let failure = Failure::new(Code::Expired, "too late");
+        let mut refused = event(Some(1), 2, Phase::Deleting);
+        refused.what =
+            What::Phase { phase: Phase::Deleting, failure: Some(failure.clone()), outputs: None };
+        progress.apply(&refused);
+        assert!(progress.is_settled() && progress.failure() == Some(&failure));
+        assert!(!progress.goal.is_reached(progress.phase()));
+    }
+
+    #[test]
     fn what_coord_says_of_the_whole_asks_for_a_look() {
         let mut progress = Progress::new(&submitted(&[1]), Goal::Deployed);
+        assert_eq!(progress.apply(&event(None, 2, Phase::Pending)), Heard::Nothing);
         assert_eq!(progress.apply(&event(None, 2, Phase::Failed)), Heard::Whole);
         assert_eq!(progress.apply(&event(Some(1), 3, Phase::Pending)), Heard::Whole);
     }

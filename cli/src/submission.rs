@@ -91,7 +91,9 @@ impl Submission {
         let Some(ended) = ended else {
             reporter.done();
             let id = &self.submitted.deployment;
-            output::note(format!("{id} goes on without us; follow it with: rhizome events {id} -f"));
+            output::note(format!(
+                "{id} goes on without us; follow it with: rhizome events {id} -f"
+            ));
             return Ok(ExitCode::from(INTERRUPTED));
         };
         Ok(ExitCode::from(self.report(&ended)))

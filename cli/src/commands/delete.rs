@@ -51,8 +51,8 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
         expires: rhizome_service::clock::now_secs() + args.expires.0,
         nonce: nonce(),
     };
-    let payload = serde_json::to_vec(&document)
-        .map_err(|e| internal("cannot write the document", &e))?;
+    let payload =
+        serde_json::to_vec(&document).map_err(|e| internal("cannot write the document", &e))?;
     let envelope = session.key.sign_envelope(payload_type::DELETE, &payload);
     let submission = submission(coord.submit(envelope.to_json().into_bytes()).await?);
     if args.detach { Ok(submission.detach()) } else { submission.watch(coord).await }

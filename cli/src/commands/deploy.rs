@@ -29,8 +29,8 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     let begun = Instant::now();
     let session = Session::open(globals)?;
     let document = prepare(&args.document, &session).await?;
-    let payload = serde_json::to_vec(&document)
-        .map_err(|e| internal("cannot write the document", &e))?;
+    let payload =
+        serde_json::to_vec(&document).map_err(|e| internal("cannot write the document", &e))?;
     let envelope = session.key.sign_envelope(payload_type::DEPLOYMENT, &payload);
     let submitted = session.coord.submit(envelope.to_json().into_bytes()).await?;
     let submission = Submission { submitted, goal: Goal::Deployed, begun, json: globals.json };

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use jiff::tz::TimeZone;
-use rhizome_model::{Backoff, Class, Code, DeploymentId, Failure};
+use rhizome_model::{Backoff, Class, Code, DeploymentId, Event, Failure};
 use rhizome_service::random::jittered;
+use serde::Serialize;
 
 use crate::cli::Globals;
-use crate::coord::{Coord, NumberedEvent, Session};
+use crate::coord::{Coord, Session};
 use crate::error::Error;
 use crate::output;
 use crate::refs::DeploymentRef;
@@ -19,14 +20,16 @@ use crate::render::event;
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  rhizome events demo -f\n  rhizome events demo --after 42 --json")]
+#[command(
+    after_help = "Examples:\n  rhizome events demo -f\n  rhizome events demo --after 42 --json"
+)]
 pub struct Args {
     /// The deployment: NAME, or ACCOUNT/NAME.
     pub name: DeploymentRef,
     /// Go on with those to come, until Ctrl-C.
     #[arg(short, long)]
     pub follow: bool,
-    /// Only events after the one with this number (`id` in --json).
+    /// Only events after the one with this number (`id` in the JSON of -f).
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub after: u64,
 }
@@ -38,8 +41,8 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     if args.follow {
         return Err(go_on(&coord, &id, args.after, &printer).await.into());
     }
-    for numbered in coord.past_events(&id, args.after).await? {
-        printer.print(&numbered);
+    for event in coord.past_events(&id, args.after).await? {
+        printer.print(&event, &event);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -50,11 +53,11 @@ struct Printer {
 }
 
 impl Printer {
-    fn print(&self, numbered: &NumberedEvent) {
+    fn print(&self, event: &Event, as_json: &impl Serialize) {
         if self.json {
-            output::json(numbered);
+            output::json(as_json);
         } else {
-            output::line(event::line(&numbered.event, &self.zone));
+            output::line(event::line(event, &self.zone));
         }
     }
 }
@@ -76,10 +79,12 @@ async fn go_on(coord: &Coord, id: &DeploymentId, mut after: u64, printer: &Print
                     match events.next().await {
                         Some(Ok(numbered)) => {
                             after = numbered.id;
-                            printer.print(&numbered);
+                            printer.print(&numbered.event, &numbered);
                         }
                         Some(Err(failure)) => break failure,
-                        None => break Failure::new(Code::Unavailable, "coord closed the connection"),
+                        None => {
+                            break Failure::new(Code::Unavailable, "coord closed the connection");
+                        }
                     }
                 }
             }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use rhizome_model::api::ExecRequest;
-use rhizome_model::{Code, Failure};
+use rhizome_model::{Code, Failure, NodeId};
 use serde_json::Value;
 
 use super::logs::Printer;
@@ -17,6 +17,9 @@ use crate::refs::ResourceRef;
 pub struct Args {
     /// The resource: NAME/RESOURCE, or ACCOUNT/NAME/RESOURCE.
     pub resource: ResourceRef,
+    /// The node, where several have a resource of this name.
+    #[arg(long, value_name = "ID")]
+    pub node: Option<NodeId>,
     /// The program and its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<String>,
@@ -24,10 +27,10 @@ pub struct Args {
 
 pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     let coord = Session::open(globals)?.coord;
-    let id = coord.resolve(&args.resource.deployment).await?;
+    let place = coord.place_of(args.resource, args.node).await?;
     let request = ExecRequest { command: args.command };
     let mut printer = Printer::new(globals.json);
-    coord.exec(&id, &args.resource.resource, &request, |chunk| printer.take(chunk)).await?;
+    coord.exec(&place, &request, |chunk| printer.take(chunk)).await?;
     Ok(ExitCode::from(exit_code(&printer.end()?)?))
 }
 

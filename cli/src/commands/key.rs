@@ -134,9 +134,11 @@ fn free_path(globals: &Globals) -> Result<PathBuf, Failure> {
 
 fn save(key: &SigningKey, path: &Path, globals: &Globals) -> Result<(), Failure> {
     if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|e| {
-            internal(&format!("cannot make the folder {}", folder.display()), &e)
-        })?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(|e| internal(&format!("cannot make the folder {}", folder.display()), &e))?;
     }
     key.save_new(path).map_err(refuse)?;
     show(key, path, globals);
@@ -241,6 +243,9 @@ mod tests {
         let words = new_words().unwrap();
         assert_eq!(words.split(' ').count(), 24);
         let key = SigningKey::from_mnemonic(&words, "").unwrap();
-        assert_ne!(key.key_id(), SigningKey::from_mnemonic(&new_words().unwrap(), "").unwrap().key_id());
+        assert_ne!(
+            key.key_id(),
+            SigningKey::from_mnemonic(&new_words().unwrap(), "").unwrap().key_id()
+        );
     }
 }

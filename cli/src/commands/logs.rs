@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rhizome_model::api::OutputChunk;
-use rhizome_model::{Code, Failure};
+use rhizome_model::{Code, Failure, NodeId};
 use serde_json::Value;
 
 use crate::cli::Globals;
@@ -19,6 +19,9 @@ use crate::refs::ResourceRef;
 pub struct Args {
     /// The resource: NAME/RESOURCE, or ACCOUNT/NAME/RESOURCE.
     pub resource: ResourceRef,
+    /// The node, where several have a resource of this name.
+    #[arg(long, value_name = "ID")]
+    pub node: Option<NodeId>,
     /// Go on with what comes, until Ctrl-C.
     #[arg(short, long)]
     pub follow: bool,
@@ -29,11 +32,9 @@ pub struct Args {
 
 pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     let coord = Session::open(globals)?.coord;
-    let id = coord.resolve(&args.resource.deployment).await?;
+    let place = coord.place_of(args.resource, args.node).await?;
     let mut printer = Printer::new(globals.json);
-    coord
-        .logs(&id, &args.resource.resource, args.tail, args.follow, |chunk| printer.take(chunk))
-        .await?;
+    coord.logs(&place, args.tail, args.follow, |chunk| printer.take(chunk)).await?;
     printer.end()?;
     Ok(ExitCode::SUCCESS)
 }

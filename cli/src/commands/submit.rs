@@ -32,11 +32,9 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     let begun = Instant::now();
     let bytes = read_input(&args.envelope, LIMIT)?;
     // What it is for decides what we wait for. One that we cannot read coord refuses.
-    let deletes =
-        Envelope::from_json(&bytes).is_ok_and(|e| e.payload_type == payload_type::DELETE);
+    let deletes = Envelope::from_json(&bytes).is_ok_and(|e| e.payload_type == payload_type::DELETE);
     let goal = if deletes { Goal::Deleted } else { Goal::Deployed };
-    let submission =
-        |submitted| Submission { submitted, goal, begun, json: globals.json };
+    let submission = |submitted| Submission { submitted, goal, begun, json: globals.json };
     if args.detach {
         let coord = Client::new("coord", Profile::load(globals)?.coord()?)?;
         return Ok(submission(coord::submit(&coord, bytes).await?).detach());

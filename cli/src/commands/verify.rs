@@ -36,8 +36,8 @@ struct Report {
 
 pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     let bytes = read_input(&args.envelope, MAX_ENVELOPE_BYTES)?;
-    let envelope = Envelope::from_json(&bytes)
-        .map_err(|e| Failure::new(Code::BadEnvelope, form(&e)))?;
+    let envelope =
+        Envelope::from_json(&bytes).map_err(|e| Failure::new(Code::BadEnvelope, form(&e)))?;
     let report = report(&envelope);
     if globals.json {
         output::json(&report);

@@ -49,9 +49,8 @@ fn task(task: &TaskView) -> String {
     if !task.resources.is_empty() {
         lines.push(table(["RESOURCE", "KIND", "STATE", "ADDRESS"], task.resources.iter().map(row)));
     }
-    lines.extend(
-        task.outputs.iter().map(|(key, said)| format!("{} = {}", clean(key), value(said))),
-    );
+    lines
+        .extend(task.outputs.iter().map(|(key, said)| format!("{} = {}", clean(key), value(said))));
     lines.join("\n")
 }
 
@@ -60,12 +59,7 @@ fn row(view: &ResourceView) -> [String; 4] {
         let found = view.status.as_ref().and_then(|status| status.get(name));
         found.map_or_else(|| "-".to_owned(), value)
     };
-    [
-        view.resource.name.to_string(),
-        view.resource.kind.to_string(),
-        state(view),
-        field("address"),
-    ]
+    [view.resource.name.to_string(), view.resource.kind.to_string(), state(view), field("address")]
 }
 
 /// How it is, and why it is not as it should be.

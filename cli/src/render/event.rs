@@ -85,7 +85,12 @@ mod tests {
             What::Log { message: "hello\u{1b}[31m".into() },
             What::Output { key: "url".into(), value: json!("http://[5d3::1]/") },
             What::Retrying { what: "dispatch".into(), cause: "node away".into(), in_ms: 200 },
-            What::Drift { resource: web, kind, cause: "was gone".into(), done: "made again".into() },
+            What::Drift {
+                resource: web,
+                kind,
+                cause: "was gone".into(),
+                done: "made again".into(),
+            },
         ];
         let lines: Vec<_> = what
             .into_iter()

@@ -66,9 +66,7 @@ pub fn show(node: &NodeView, status: Option<&NodeStatus>) -> String {
 
 fn capacity(usage: &CapacityView) -> String {
     let rows = [("total", usage.total), ("reserved", usage.reserved), ("free", usage.free)].map(
-        |(what, c)| {
-            [what.to_owned(), c.cpu.to_string(), c.memory.to_string(), c.disk.to_string()]
-        },
+        |(what, c)| [what.to_owned(), c.cpu.to_string(), c.memory.to_string(), c.disk.to_string()],
     );
     table(["", "CPU", "MEMORY", "DISK"], rows)
 }
@@ -162,7 +160,8 @@ mod tests {
             oldest_ms: 1500,
             ended: BTreeMap::from([(JobState::Succeeded, 20), (JobState::Failed, 1)]),
         };
-        let idle = QueueView { queue: "script".into(), ready: 0, ended: BTreeMap::new(), ..queue.clone() };
+        let idle =
+            QueueView { queue: "script".into(), ready: 0, ended: BTreeMap::new(), ..queue.clone() };
         insta::assert_snapshot!(queues(&[queue, idle]));
     }
 }

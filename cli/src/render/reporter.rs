@@ -1,7 +1,7 @@
 //! What `deploy` and `delete` show while they wait: nothing, plain lines, or a line per resource that
 //! lives.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -17,14 +17,14 @@ const TICK: Duration = Duration::from_millis(100);
 pub struct Reporter {
     form: Form,
     zone: TimeZone,
-    /// What was last said about why nothing moves; it is said once.
-    waiting: BTreeMap<NodeId, String>,
+    /// The nodes of which we said why nothing moves, since something moved last.
+    waiting: BTreeSet<NodeId>,
 }
 
 enum Form {
     Quiet,
     Plain,
-    Live(Live),
+    Live(Box<Live>),
 }
 
 struct Live {
@@ -39,11 +39,11 @@ impl Reporter {
         let form = if json {
             Form::Quiet
         } else if output::stdout_is_terminal() && output::stderr_is_terminal() {
-            Form::Live(Live::new())
+            Form::Live(Box::new(Live::new()))
         } else {
             Form::Plain
         };
-        Self { form, zone: TimeZone::system(), waiting: BTreeMap::new() }
+        Self { form, zone: TimeZone::system(), waiting: BTreeSet::new() }
     }
 
     pub fn event(&mut self, event: &Event) {
@@ -63,8 +63,7 @@ impl Reporter {
     pub fn waiting(&mut self, view: &DeploymentView) {
         for task in &view.tasks {
             let Some(reason) = &task.waiting_for else { continue };
-            if self.waiting.get(&task.node) != Some(reason) {
-                self.waiting.insert(task.node, reason.clone());
+            if self.waiting.insert(task.node) {
                 self.say(format!("node {}: waiting for {}", task.node, clean(reason)));
             }
         }

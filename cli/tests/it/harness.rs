@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 /// The words of the registrar's own test client, and the key that they are.
 pub const WORDS: &str = "bottom drive obey lake curtain smoke basket hold race lonely fit walk";
-pub const WORDS_KEY: &str = "345071da55e5dccefaa440339415ef9f2663338a38f7da0df21be5ab4e055ef";
+pub const WORDS_KEY: &str = "345071da55e5dccefaaa440339415ef9f2663338a38f7da0df21be5ab4e055ef";
 
 pub struct User {
     pub home: TempDir,

@@ -1,7 +1,12 @@
 //! The built binary, driven as a user would.
 
+// A test that panics says where.
+#![allow(clippy::unwrap_used)]
+
 mod check;
 mod config;
+mod coord;
+mod deploy;
 mod harness;
 mod keys;
 mod misuse;

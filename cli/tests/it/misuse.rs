@@ -18,7 +18,10 @@ fn what_makes_no_sense_is_exit_code_2() {
         &["deploy", "a.rhai", "--name", "a", "--node", "1", "--count", "2", "--coord", NOWHERE],
         &["deploy", "a.rhai", "--name", "a", "--param", "x", "--coord", NOWHERE],
         &["deploy", "a.rhai", "--name", "a", "--expires", "31d", "--coord", NOWHERE],
-        &["deploy", "a.rhai", "--name", "a", "--secret", "k=-", "--secret", "l=-", "--coord", NOWHERE],
+        &[
+            "deploy", "a.rhai", "--name", "a", "--secret", "k=-", "--secret", "l=-", "--coord",
+            NOWHERE,
+        ],
         &["exec", "demo/web"],
         &["logs", "demo"],
         &["list", "--coord", "127.0.0.1:1"],

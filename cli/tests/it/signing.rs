@@ -49,7 +49,7 @@ fn tampering_with_payload_or_signature_is_found() {
     payload["payload"] = json!("e30=");
     let mut kind = envelope.clone();
     kind["payloadType"] = json!("application/vnd.rhizome.delete.v1+json");
-    let mut signature = envelope.clone();
+    let mut signature = envelope;
     let sig = signature["signatures"][0]["sig"].as_str().unwrap();
     let first = if sig.starts_with('A') { "B" } else { "A" };
     signature["signatures"][0]["sig"] = json!(format!("{first}{}", &sig[1..]));
@@ -70,8 +70,7 @@ fn two_signatures_and_one_of_them_bad() {
     let second = second.to_str().unwrap();
     let (_, made) = user.json(&["--key", second, "key", "new"]);
     let file = user.write("one.json", &signed(&user));
-    let (code, both, _) =
-        user.run(&["--key", second, "sign", "--add", file.to_str().unwrap()]);
+    let (code, both, _) = user.run(&["--key", second, "sign", "--add", file.to_str().unwrap()]);
     assert_eq!(code, 0);
     let (code, report) = verify(&user, &both);
     assert_eq!((code, &report["signers"]), (0, &json!([WORDS_KEY, made["key"]])));
