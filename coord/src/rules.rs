@@ -88,15 +88,8 @@ fn admit_delete(
 }
 
 /// The moves that a node makes by itself, or on a delete that reached it on another way than ours.
-const NODES_MOVES: [Move; 7] = [
-    Move::Accept,
-    Move::Refuse,
-    Move::Start,
-    Move::Succeed,
-    Move::Fail,
-    Move::Delete,
-    Move::Gone,
-];
+const NODES_MOVES: [Move; 7] =
+    [Move::Accept, Move::Refuse, Move::Start, Move::Succeed, Move::Fail, Move::Delete, Move::Gone];
 
 /// Whether a node that we hold for `from` can have come to `to`: by one step, or by several of
 /// which we saw only the last. Being there already is no move.

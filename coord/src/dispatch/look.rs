@@ -43,9 +43,9 @@ pub struct Verdict {
 }
 
 pub async fn look(inner: Arc<Inner>, node: NodeId, scope: Scope) -> Result<Looked, Failure> {
-    tokio::time::timeout(ANSWER_WITHIN, look_now(&inner, node, &scope)).await.unwrap_or_else(|_| {
-        Err(Failure::new(Code::Unavailable, "its supervisor does not answer"))
-    })
+    tokio::time::timeout(ANSWER_WITHIN, look_now(&inner, node, &scope))
+        .await
+        .unwrap_or_else(|_| Err(Failure::new(Code::Unavailable, "its supervisor does not answer")))
 }
 
 async fn look_now(inner: &Inner, node: NodeId, scope: &Scope) -> Result<Looked, Failure> {

@@ -94,9 +94,7 @@ impl<K: Eq + Hash + Clone> Drop for Work<K> {
     }
 }
 
-fn lock<K>(
-    bells: &Mutex<HashMap<K, Arc<Notify>>>,
-) -> MutexGuard<'_, HashMap<K, Arc<Notify>>> {
+fn lock<K>(bells: &Mutex<HashMap<K, Arc<Notify>>>) -> MutexGuard<'_, HashMap<K, Arc<Notify>>> {
     // Each change is one insertion or removal: nothing can be half done.
     bells.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -54,7 +54,8 @@ impl FromRequestParts<App> for Caller {
         let Signer(key) = *parts.extensions.get::<Signer>().ok_or_else(unsigned)?;
         let account = app.known.by_key(&key).await?.filter(|a| a.id != AccountId(0));
         let account = account.ok_or_else(|| {
-            let message = format!("no account has the key {key}; register it with the ledger first");
+            let message =
+                format!("no account has the key {key}; register it with the ledger first");
             ApiError::new(Code::Unauthenticated, message)
         })?;
         Ok(Self { account })

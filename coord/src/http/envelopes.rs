@@ -29,12 +29,10 @@ pub async fn submit(
     let bytes = body.map_err(unreadable)?;
     // A task of its own: what was stored is dispatched, also when the caller does not wait for it.
     let work = app.clone();
-    let submitted = app
-        .shutdown
-        .tracker
-        .spawn(async move { work.take(&bytes).await })
-        .await
-        .map_err(|_| Failure::new(Code::Internal, "a fault of ours stopped the submission"))??;
+    let submitted =
+        app.shutdown.tracker.spawn(async move { work.take(&bytes).await }).await.map_err(
+            |_| Failure::new(Code::Internal, "a fault of ours stopped the submission"),
+        )??;
     Ok((StatusCode::ACCEPTED, Json(submitted)))
 }
 
@@ -79,7 +77,8 @@ impl App {
         if self.nodes.find(node).await?.is_some() {
             return Ok(());
         }
-        let message = format!("there is no node {node}; `rhizome nodes` lists those that there are");
+        let message =
+            format!("there is no node {node}; `rhizome nodes` lists those that there are");
         Err(Failure::new(Code::WrongNode, message))
     }
 

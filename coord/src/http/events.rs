@@ -121,7 +121,7 @@ impl Reader {
                 continue;
             }
             if page.trimmed {
-                self.ready.push_back(SseEvent::default().event("trimmed").data(""));
+                self.ready.push_back(SseEvent::default().event("trimmed").data("{}"));
             }
             for (number, body) in page.events {
                 self.after = number;

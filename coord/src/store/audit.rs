@@ -76,4 +76,3 @@ pub(super) async fn trim(conn: &mut SqliteConnection) -> Result<()> {
     .await?;
     Ok(())
 }
-

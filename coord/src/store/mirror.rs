@@ -1,7 +1,7 @@
 //! Mirroring what nodes say: their events and the place up to which we have them move together, so
 //! each event is taken exactly once.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rhizome_model::{DeploymentId, Event, NodeId, Phase, What};
 use sqlx::sqlite::SqliteConnection;
@@ -13,7 +13,6 @@ use crate::rules::moves;
 /// What a batch of a node's events changed.
 #[derive(Debug, Default)]
 pub struct Mirrored {
-    pub stored: usize,
     /// Deployments whose task on the node settled: their view is worth another look.
     pub settled: BTreeSet<DeploymentId>,
 }
@@ -45,7 +44,7 @@ impl Store {
         place: Option<&str>,
     ) -> Result<Mirrored> {
         let mut mirrored = Mirrored::default();
-        let mut touched = BTreeSet::new();
+        let mut news: BTreeMap<DeploymentId, Vec<Event>> = BTreeMap::new();
         let mut rows: HashMap<DeploymentId, Option<TaskRow>> = HashMap::new();
         let mut writers = self.writers.lock().await;
         let mut tx = begin(&mut writers.quick).await?;
@@ -61,12 +60,13 @@ impl Store {
             if !take(&mut tx, task, &event).await? {
                 continue;
             }
-            append(&mut tx, &event).await?;
-            mirrored.stored += 1;
             if matches!(event.what, What::Phase { phase, .. } if phase.is_settled()) {
                 mirrored.settled.insert(id.clone());
             }
-            touched.insert(id);
+            news.entry(id).or_default().push(event);
+        }
+        for (id, events) in &news {
+            append(&mut tx, id, events).await?;
         }
         if let Some(place) = place {
             sqlx::query(
@@ -80,7 +80,7 @@ impl Store {
         }
         tx.commit().await?;
         drop(writers);
-        touched.iter().for_each(|id| self.waker.wake(id));
+        news.keys().for_each(|id| self.waker.wake(id));
         Ok(mirrored)
     }
 
@@ -108,7 +108,7 @@ impl Store {
         if !take(&mut tx, &mut task, &event).await? {
             return Ok(false);
         }
-        append(&mut tx, &event).await?;
+        append(&mut tx, &key.deployment, &[event]).await?;
         tx.commit().await?;
         drop(writers);
         self.waker.wake(&key.deployment);

@@ -32,8 +32,6 @@ use sqlx::{ConnectOptions, Connection};
 use tokio::sync::Mutex;
 
 pub use audit::AuditEntry;
-pub use mirror::Mirrored;
-pub use read::EventPage;
 pub use rows::TaskRow;
 pub use task::Order;
 pub use wake::Waker;
@@ -94,7 +92,7 @@ impl Store {
                 .busy_timeout(BUSY_TIMEOUT)
         };
         let mut full = options(SqliteSynchronous::Full).connect().await?;
-        sqlx::migrate!("./migrations").run(&mut full).await?;
+        sqlx::migrate!("./migrations").run_direct(None, &mut full, false).await?;
         let quick = options(SqliteSynchronous::Normal).connect().await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
@@ -120,34 +118,40 @@ impl Store {
     }
 }
 
-/// Adds an event to its deployment's log and says its number.
-async fn append(conn: &mut SqliteConnection, event: &Event) -> Result<i64> {
-    let (account, name) = key_of(&event.deployment);
-    let number: i64 = sqlx::query_scalar(
-        "UPDATE deployments SET last_event = last_event + 1, updated_at = $3
+/// Adds events to the log of their deployment, which is one.
+async fn append(conn: &mut SqliteConnection, id: &DeploymentId, events: &[Event]) -> Result<()> {
+    let Some(last) = events.last() else { return Ok(()) };
+    let (account, name) = key_of(id);
+    let added = i64::try_from(events.len()).unwrap_or(i64::MAX);
+    let newest: i64 = sqlx::query_scalar(
+        "UPDATE deployments SET last_event = last_event + $3, updated_at = $4
          WHERE account = $1 AND name = $2 RETURNING last_event",
     )
     .bind(account)
     .bind(name)
-    .bind(event.at)
+    .bind(added)
+    .bind(last.at)
     .fetch_one(&mut *conn)
     .await?;
-    sqlx::query("INSERT INTO events (account, name, number, body) VALUES ($1, $2, $3, $4)")
-        .bind(account)
-        .bind(name)
-        .bind(number)
-        .bind(serde_json::to_string(event)?)
-        .execute(&mut *conn)
-        .await?;
-    if number % TRIM_EVERY == 0 {
-        sqlx::query("DELETE FROM events WHERE account = $1 AND name = $2 AND number <= $3")
+    let before = newest - added;
+    for (number, event) in (before + 1..).zip(events) {
+        sqlx::query("INSERT INTO events (account, name, number, body) VALUES ($1, $2, $3, $4)")
             .bind(account)
             .bind(name)
-            .bind(number - MAX_EVENTS)
+            .bind(number)
+            .bind(serde_json::to_string(event)?)
             .execute(&mut *conn)
             .await?;
     }
-    Ok(number)
+    if newest / TRIM_EVERY != before / TRIM_EVERY {
+        sqlx::query("DELETE FROM events WHERE account = $1 AND name = $2 AND number <= $3")
+            .bind(account)
+            .bind(name)
+            .bind(newest - MAX_EVENTS)
+            .execute(&mut *conn)
+            .await?;
+    }
+    Ok(())
 }
 
 async fn begin(conn: &mut SqliteConnection) -> Result<sqlx::SqliteTransaction<'_>> {

@@ -69,12 +69,7 @@ impl Store {
     }
 
     /// Events after a number, oldest first. `None` when there is no such deployment.
-    pub async fn events(
-        &self,
-        id: &DeploymentId,
-        after: u64,
-        limit: usize,
-    ) -> Result<EventPage> {
+    pub async fn events(&self, id: &DeploymentId, after: u64, limit: usize) -> Result<EventPage> {
         let (account, name) = key_of(id);
         let events: Vec<(i64, String)> = sqlx::query_as(
             "SELECT number, body FROM events WHERE account = $1 AND name = $2 AND number > $3
@@ -89,11 +84,6 @@ impl Store {
         let events: Vec<_> = events.into_iter().map(|(n, body)| (count(n), body)).collect();
         let trimmed = events.first().is_some_and(|(first, _)| *first > after.saturating_add(1));
         Ok(EventPage { events, trimmed })
-    }
-
-    pub async fn tasks(&self, id: &DeploymentId) -> Result<Vec<TaskRow>> {
-        let mut conn = self.readers.acquire().await?;
-        tasks_of(&mut conn, id).await
     }
 
     /// A node's tasks that are not deleted.

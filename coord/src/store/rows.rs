@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use rhizome_model::api::{ResourceView, TaskView};
-use rhizome_model::{
-    AccountId, Capacity, DeploymentId, Failure, IdError, NodeId, Phase, Version,
-};
+use rhizome_model::{AccountId, Capacity, DeploymentId, Failure, IdError, NodeId, Phase, Version};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

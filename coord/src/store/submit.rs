@@ -46,7 +46,8 @@ impl Store {
         let (phase, nodes) = match document {
             Document::Deployment(d) => {
                 let nodes = d.placement.nodes.clone();
-                supersede(&mut tx, &id, &tasks, &nodes, d.version, &verified.digest, now_ms).await?;
+                supersede(&mut tx, &id, &tasks, &nodes, d.version, &verified.digest, now_ms)
+                    .await?;
                 (Phase::Pending, nodes)
             }
             Document::Delete(_) => {
@@ -57,7 +58,7 @@ impl Store {
         let what = What::Phase { phase, failure: None, outputs: None };
         let version = document.version();
         let event = Event { at: now_ms, deployment: id.clone(), version, node: None, what };
-        append(&mut tx, &event).await?;
+        append(&mut tx, &id, &[event]).await?;
         let entry = AuditEntry {
             at: now_ms,
             digest: &verified.digest,

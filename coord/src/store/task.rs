@@ -122,7 +122,7 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         let what = What::Phase { phase, failure: Some(failure.clone()), outputs: None };
-        append(&mut tx, &event(&task, Some(key.node), now_ms, what)).await?;
+        append(&mut tx, &key.deployment, &[event(&task, Some(key.node), now_ms, what)]).await?;
         tx.commit().await?;
         drop(writers);
         self.waker.wake(&key.deployment);
@@ -153,7 +153,7 @@ impl Store {
         .await?;
         let wake = told.is_some();
         if let Some(what) = told {
-            append(&mut tx, &event(task, None, now_ms, what)).await?;
+            append(&mut tx, &task.key.deployment, &[event(task, None, now_ms, what)]).await?;
         }
         tx.commit().await?;
         drop(writers);
@@ -192,10 +192,10 @@ impl Store {
             cause: "the node does not know it any more".into(),
             in_ms: 0,
         };
-        append(&mut tx, &event(&task, None, now_ms, what)).await?;
+        append(&mut tx, &key.deployment, &[event(&task, None, now_ms, what)]).await?;
         if phase != task.phase {
             let what = What::Phase { phase, failure: None, outputs: None };
-            append(&mut tx, &event(&task, None, now_ms, what)).await?;
+            append(&mut tx, &key.deployment, &[event(&task, None, now_ms, what)]).await?;
         }
         tx.commit().await?;
         drop(writers);

@@ -1,0 +1,10 @@
+//! coord as a whole: the real one on a port of its own with a database of its own, between a ledger
+//! and supervisors that remember, fail when told to, and can go away and come back.
+
+mod access;
+mod events;
+mod lost;
+mod nodes;
+mod outage;
+mod submit;
+mod world;
