@@ -1,7 +1,7 @@
 //! `rhizome`: the user's hand, and every service, in one binary.
 //!
 //! ```text
-//!   main ─▶ a role without arguments of a user's? (sandbox)   before anything else: it must be tiny
+//!   main ─▶ sandbox, machine-shim? they must stay tiny: before anything else
 //!        ─▶ config: rhizome.toml becomes RHIZOME_* where these are not set
 //!        ─▶ cli: clap reads flags, then RHIZOME_*
 //!        ─▶ commands::X::run(args, &globals) ─▶ exit code, or an error that `output` shows
@@ -21,6 +21,7 @@ mod refs;
 mod render;
 mod submission;
 
+use std::ffi::OsStr;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -32,9 +33,13 @@ use crate::error::Error;
 const NO_COMMAND: ErrorKind = ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
 
 fn main() -> ExitCode {
-    // The sandbox evaluates a foreign script: it starts with nothing of ours in its memory.
-    if std::env::args_os().nth(1).is_some_and(|role| role == "sandbox") {
-        return rhizome_engine::sandbox_main();
+    let mut args = std::env::args_os().skip(1);
+    match args.next().as_deref().and_then(OsStr::to_str) {
+        // It evaluates a foreign script: it starts with nothing of ours in its memory.
+        Some("sandbox") => return rhizome_engine::sandbox_main(),
+        // It becomes a machine's parent for as long as the machine lives: it forks, so no threads.
+        Some("machine-shim") => return rhizome_sal::machine_shim_main(args),
+        _ => {}
     }
     // Known before the arguments are read: their own mistakes are shown as JSON, too.
     let wants_json = std::env::args_os().take_while(|a| a != "--").any(|a| a == "--json");

@@ -160,8 +160,7 @@ mod tests {
             oldest_ms: 1500,
             ended: BTreeMap::from([(JobState::Succeeded, 20), (JobState::Failed, 1)]),
         };
-        let idle =
-            QueueView { queue: "script".into(), ready: 0, ended: BTreeMap::new(), ..queue.clone() };
+        let idle = QueueView { queue: "script".into(), ready: 0, ended: BTreeMap::new(), ..queue };
         insta::assert_snapshot!(queues(&[queue, idle]));
     }
 }

@@ -177,6 +177,27 @@ fn a_command_inside_a_resource() {
 }
 
 #[test]
+fn in_a_terminal_a_resource_has_one_line_that_lives() {
+    let coord = Coord::start(to_ready());
+    let user = user(&coord);
+    let ours = format!("{} {}", env!("CARGO_BIN_EXE_rhizome"), DEPLOY.join(" "));
+    // `script` gives it a terminal; the sandbox needs no more than the binary itself.
+    let output = std::process::Command::new("script")
+        .args(["-qec", &ours, "/dev/null"])
+        .env("HOME", user.home.path())
+        .env("TERM", "xterm")
+        .current_dir(user.home.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let screen = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{screen}");
+    assert!(screen.contains("node 1  machine web ready at 5d3::1"), "{screen}");
+    assert!(!screen.contains("declared in line"), "that is the plain form: {screen}");
+    assert!(screen.trim_end().ends_with("url = http://x"), "{screen}");
+}
+
+#[test]
 fn ctrl_c_leaves_the_deployment_alone_and_says_how_to_follow_it() {
     let coord = Coord::start(vec![json!({ "event": "phase", "phase": "accepted" })]);
     let user = user(&coord);

@@ -10,4 +10,5 @@ mod deploy;
 mod harness;
 mod keys;
 mod misuse;
+mod real;
 mod signing;
