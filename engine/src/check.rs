@@ -10,7 +10,7 @@ use rhizome_model::{
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::plan::Planner;
+use crate::plan::{Planner, without_waiting};
 use crate::wire::Mode;
 use crate::{Context, Sandboxes, Script, Stop};
 
@@ -33,7 +33,7 @@ pub async fn check(
             version: Version(1),
             peers: Vec::new(),
         },
-        limits: Limits::default(),
+        limits: without_waiting(Limits::default()),
     };
     let planner = Planner::new(&script.context);
     let told = sandboxes.run(&script, Mode::Check, &planner, CancellationToken::new()).await;

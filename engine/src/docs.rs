@@ -23,7 +23,7 @@ pub fn definitions() -> String {
     // Some functions are in the standard library, yet refused.
     let refused = |block: &&str| {
         let word = |(name, _): &(&str, &str)| block.contains(&format!("fn {name}("));
-        REFUSED.iter().any(|r| word(r))
+        REFUSED.iter().any(word)
     };
     let kept: Vec<_> = text.split("\n\n").filter(|block| !refused(block)).collect();
     kept.join("\n\n")

@@ -6,12 +6,15 @@ use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use rhizome_model::{
-    Action, Capacity, Code, DeploymentId, DesiredResource, Failure, Name, resource_address,
+    Action, Capacity, Code, DeploymentId, DesiredResource, Failure, Limits, Name, resource_address,
 };
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::{Context, Host, HostError, Sandboxes, Script, Stop};
+
+/// A script that nothing keeps waiting is at its end long before.
+const WALL_MS: u64 = 30_000;
 
 /// What a script would declare and say.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -29,7 +32,9 @@ pub struct Plan {
 /// Evaluates a script against a host that only predicts. Secrets are placeholders in it.
 pub async fn plan(sandboxes: &Sandboxes, script: &Script) -> Result<Plan, Failure> {
     let planner = Planner::new(&script.context);
-    let complete = match sandboxes.evaluate(script, &planner, CancellationToken::new()).await {
+    let mut script = script.clone();
+    script.limits = without_waiting(script.limits);
+    let complete = match sandboxes.evaluate(&script, &planner, CancellationToken::new()).await {
         Ok(_) => true,
         Err(Stop::Unknown) => false,
         Err(Stop::Failed(failure)) => return Err(failure),
@@ -38,6 +43,11 @@ pub async fn plan(sandboxes: &Sandboxes, script: &Script) -> Result<Plan, Failur
     let mut plan = planner.plan.into_inner().unwrap_or_else(PoisonError::into_inner);
     plan.complete = complete;
     Ok(plan)
+}
+
+/// Limits for a host that never makes a script wait.
+pub fn without_waiting(limits: Limits) -> Limits {
+    Limits { wall_ms: limits.wall_ms.min(WALL_MS), ..limits }
 }
 
 /// The host that predicts.

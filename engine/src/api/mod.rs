@@ -69,12 +69,13 @@ pub fn engine(session: &Arc<Session>) -> Engine {
 
 /// The limits of one evaluation, on top of those of [`engine`].
 pub fn set_limits(engine: &mut Engine, limits: &rhizome_model::Limits) {
+    // To Rhai 0 means that there is no limit.
     engine
-        .set_max_operations(limits.operations)
-        .set_max_call_levels(limits.call_depth)
-        .set_max_string_size(limits.string)
-        .set_max_array_size(limits.array)
-        .set_max_map_size(limits.map);
+        .set_max_operations(limits.operations.max(1))
+        .set_max_call_levels(limits.call_depth.max(1))
+        .set_max_string_size(limits.string.max(1))
+        .set_max_array_size(limits.array.max(1))
+        .set_max_map_size(limits.map.max(1));
 }
 
 /// A function of ours: documented, and never evaluated ahead of time.

@@ -31,7 +31,8 @@ pub enum Halt {
 
 pub struct Session {
     link: Box<dyn Link>,
-    limits: OnceLock<Limits>,
+    /// With the processor time that was used before they counted.
+    limits: OnceLock<(Limits, u64)>,
     /// Whether `state.halt` is set: looked at after every operation.
     stopped: AtomicBool,
     state: Mutex<State>,
@@ -66,11 +67,11 @@ impl Session {
 
     /// The limits, once and before the first evaluation.
     pub fn limit(&self, limits: Limits) {
-        self.limits.get_or_init(|| limits);
+        self.limits.get_or_init(|| (limits, processor_time()));
     }
 
     pub fn limits(&self) -> Limits {
-        self.limits.get().copied().unwrap_or_default()
+        self.limits.get().map(|(limits, _)| *limits).unwrap_or_default()
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -99,12 +100,8 @@ impl Session {
 
     /// Whether the processor time is used up; then the evaluation is ended.
     pub fn out_of_time(&self) -> bool {
-        let limit = self.limits().cpu_ms;
-        let used = getrusage(UsageWho::RUSAGE_SELF).map(|usage| {
-            let time = usage.user_time() + usage.system_time();
-            time.num_milliseconds().unsigned_abs()
-        });
-        let over = used.is_ok_and(|used| used >= limit);
+        let Some((Limits { cpu_ms: limit, .. }, begin)) = self.limits.get() else { return false };
+        let over = processor_time().saturating_sub(*begin) >= *limit;
         if over {
             let message = format!("the script used its {limit} ms of processor time");
             // Who asks ends the evaluation.
@@ -134,4 +131,12 @@ impl Session {
             Err(_) => Err(self.halt(Halt::Aborted)),
         }
     }
+}
+
+/// Milliseconds that this process has computed.
+fn processor_time() -> u64 {
+    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| {
+        let time = usage.user_time() + usage.system_time();
+        time.num_milliseconds().unsigned_abs()
+    })
 }

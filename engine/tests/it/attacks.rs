@@ -166,6 +166,23 @@ async fn there_is_no_way_to_other_code() {
 }
 
 #[tokio::test]
+async fn values_that_hold_themselves_end() {
+    for source in [
+        "let a = []; let f = || a.push(a); f.call(); print(a);",
+        "let a = #{}; let f = || { a.me = a; }; f.call(); f.call(); `${a}`",
+        "let a = [1]; let f = |x| { a.push(x); a == a }; f.call(a); a.for_each(f);",
+    ] {
+        let begin = Instant::now();
+        let mut script = script(source);
+        script.limits.wall_ms = 3000;
+        if let Err(Stop::Failed(failure)) = run(&script, &Fake::default()).await {
+            assert_ne!(failure.code, Code::Internal, "{source}: {failure:?}");
+        }
+        assert!(begin.elapsed() < PATIENCE);
+    }
+}
+
+#[tokio::test]
 async fn arithmetic_errors_are_clean() {
     for source in [
         "1 / 0;",

@@ -50,6 +50,30 @@ async fn the_other_examples_run() {
     assert_eq!(job.outputs["words"], json!(1000));
 }
 
+/// DESIGN.md §6, with a volume where it has a herodb.
+#[tokio::test]
+async fn the_script_of_the_design() {
+    let source = r#"
+        let data = volume("data", #{ size: "10GiB" });
+        let cache = volume("cache", #{ size: "1GiB" });
+        for i in 0..params.replicas {
+            machine(`web-${i}`, #{
+                image: "file:///srv/images/web.tar", cpu: 2, memory: "1GiB",
+                mounts: [ #{ volume: data, path: "/data" } ],
+                env: #{ CACHE: cache, CACHE_SIZE: `${cache.size}` },
+                restart: "always",
+            });
+        }
+        output("cache", cache.size);
+    "#;
+    let evaluation = run(&script(source), &Fake::default()).await.unwrap();
+    assert_eq!(evaluation.outputs["cache"], json!(1 << 30));
+    let web = &evaluation.resources[4];
+    assert_eq!((web.name.as_str(), web.line), ("web-2", 5));
+    assert_eq!(web.spec["env"], json!({ "CACHE": "cache", "CACHE_SIZE": "1073741824" }));
+    assert_eq!(web.spec["cpu"], json!(2));
+}
+
 #[tokio::test]
 async fn the_script_sees_its_context_in_functions_too() {
     let seen = outputs(

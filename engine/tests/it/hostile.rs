@@ -85,7 +85,7 @@ async fn garbage_and_huge_lengths() {
 #[tokio::test]
 async fn silence_and_floods() {
     says("cat >/dev/null", Code::ScriptLimit, "after 3000 ms").await;
-    says("exec >&-; sleep 60", Code::Internal, "does not keep to the protocol").await;
+    says("exec >&-; exec sleep 60", Code::Internal, "does not keep to the protocol").await;
     says("while :; do echo yes >&2; done", Code::ScriptLimit, "after 3000 ms").await;
     let log = frame(r#"{"Call":{"Log":"x"}}"#);
     let host = Fake::default();

@@ -1,5 +1,7 @@
 //! The engine against real sandboxes: every test evaluates in the process that Rhizome uses.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 mod attacks;
 mod checks;
 mod diagnostics;
