@@ -86,8 +86,14 @@ pub fn failure_text(failure: &Failure) -> String {
         text.push_str(&format!("\nresource: {resource}"));
     }
     if let Some(detail) = &failure.detail {
-        text.push('\n');
-        text.push_str(detail.trim_end());
+        // A diagnostic begins with the message, which was said.
+        let (first, rest) = detail.split_once('\n').unwrap_or((detail, ""));
+        let said = !first.is_empty() && failure.message.starts_with(first);
+        let unsaid = if said { rest } else { detail }.trim_end();
+        if !unsaid.is_empty() {
+            text.push('\n');
+            text.push_str(unsaid);
+        }
     }
     text.push_str(&format!("\ncode: {}", failure.code));
     text
@@ -114,6 +120,17 @@ mod tests {
     #[test]
     fn errors_for_people() {
         insta::assert_snapshot!(failure_text(&failure()));
+    }
+
+    #[test]
+    fn a_diagnostic_does_not_say_its_message_twice() {
+        let failure = Failure::new(Code::ScriptInvalid, "a:1:1: no `f`; did you mean `g`?")
+            .with_detail("a:1:1: no `f`\n 1 | f()\n   | ^ did you mean `g`?");
+        assert_eq!(
+            failure_text(&failure),
+            "error: a:1:1: no `f`; did you mean `g`?\n 1 | f()\n   | ^ did you mean `g`?\n\
+             code: script_invalid"
+        );
     }
 
     #[test]
