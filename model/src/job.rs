@@ -210,11 +210,14 @@ impl JobState {
     }
 }
 
+/// The queue of scripts and of what follows from them.
+pub const SCRIPT_QUEUE: &str = "script";
+
 /// The queue of a piece of work: scripts have their own, operations that of their kind. Actions can
 /// last (a log that is followed), so they do not stand in the way of operations.
 pub fn queue_name(work: &Work) -> String {
     match work {
-        Work::Script | Work::Settle | Work::Teardown => "script".into(),
+        Work::Script | Work::Settle | Work::Teardown => SCRIPT_QUEUE.into(),
         Work::Ensure { kind, .. }
         | Work::Observe { kind, .. }
         | Work::Delete { kind, .. }

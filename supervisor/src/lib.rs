@@ -1,1 +1,112 @@
+//! The supervisor of one node: it trusts nobody on the way.
+//!
+//! ```text
+//!   envelope ─▶ intake: verify ▶ place ▶ plan in the sandbox ▶ reserve and enqueue, at once
+//!   pools:   starts, watches and restarts the node's runners; a dead one's jobs go back at once
+//!   reconciler: what is desired is ensured again, what nobody knows is removed, for ever
+//!   api:     facts, capacity, tasks, events, queues; logs and exec by way of jobs
+//! ```
+//!
+//! It has no privileges and makes nothing itself: everything that it wants done is a job.
 
+mod api;
+mod audit;
+mod caller;
+mod intake;
+mod pools;
+mod reconcile;
+mod view;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rhizome_engine::{SandboxOptions, Sandboxes};
+use rhizome_identity::{Accounts, LedgerClient};
+use rhizome_model::{Failure, KeyId, Limits, NodeFacts};
+use rhizome_queue::{Queue, QueueConfig};
+use rhizome_service::Shutdown;
+use tokio::net::TcpListener;
+
+pub use pools::Pool;
+
+use audit::Audit;
+use pools::Pools;
+
+/// Evaluating processes that wait, started, for a plan.
+const WARM_SANDBOXES: usize = 1;
+
+pub struct SupervisorConfig {
+    pub facts: NodeFacts,
+    pub key: KeyId,
+    pub network: String,
+    pub queue: QueueConfig,
+    /// Who has which key.
+    pub accounts: Arc<dyn Accounts>,
+    /// Where the other nodes of a deployment are looked up.
+    pub ledger: LedgerClient,
+    /// The keys whose holders may follow all tasks.
+    pub coordinators: Vec<KeyId>,
+    pub pools: Vec<Pool>,
+    /// What evaluates a script: a program and its arguments.
+    pub sandbox: (PathBuf, Vec<String>),
+    pub limits: Limits,
+    /// The file that names every request, accepted or refused.
+    pub audit: PathBuf,
+}
+
+/// What all parts share.
+struct Supervisor {
+    facts: NodeFacts,
+    key: KeyId,
+    network: String,
+    queue: Queue,
+    accounts: Arc<dyn Accounts>,
+    ledger: LedgerClient,
+    coordinators: Vec<KeyId>,
+    sandboxes: Sandboxes,
+    limits: Limits,
+    audit: Audit,
+    pools: Pools,
+    callers: rhizome_identity::http_signature::Verifier,
+}
+
+/// Serves the node until told to stop.
+pub async fn run(
+    config: SupervisorConfig,
+    listener: TcpListener,
+    shutdown: Shutdown,
+) -> Result<(), Failure> {
+    let queue = Queue::connect(&config.queue).await?;
+    let (program, args) = config.sandbox;
+    let options = SandboxOptions { program, args, warm: WARM_SANDBOXES, uid_gid: None };
+    let pools = Pools::start(config.pools, queue.clone(), &shutdown);
+    let supervisor = Arc::new(Supervisor {
+        facts: config.facts,
+        key: config.key,
+        network: config.network,
+        queue: queue.clone(),
+        accounts: config.accounts,
+        ledger: config.ledger,
+        coordinators: config.coordinators,
+        sandboxes: Sandboxes::new(options),
+        limits: config.limits,
+        audit: Audit::open(&config.audit)?,
+        pools,
+        callers: rhizome_identity::http_signature::Verifier::new(),
+    });
+    let token = shutdown.token.clone();
+    shutdown.tracker.spawn({
+        let (queue, token) = (queue.clone(), token.clone());
+        async move { queue.maintain(token).await }
+    });
+    shutdown.tracker.spawn(reconcile::run(queue, token.clone()));
+
+    let (router, openapi) = api::routes(supervisor.clone());
+    let health: rhizome_service::Health = {
+        let supervisor = supervisor.clone();
+        Arc::new(move || supervisor.pools.health())
+    };
+    rhizome_service::serve(listener, router, openapi, health, token)
+        .await
+        .map_err(|e| Failure::new(rhizome_model::Code::Internal, format!("cannot serve: {e}")))
+}

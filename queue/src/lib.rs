@@ -1,0 +1,73 @@
+//! The durable job queue of a node, and the store of what the node holds: the only place that
+//! knows a Redis key.
+//!
+//! ```text
+//!   submit ─▶ lanes (a stream per queue and priority) ─▶ Runner ─▶ Lease ─▶ finish ─▶ record, news
+//!               ▲                                          │ retry
+//!               └─────────── maintain ◀── delayed ◀────────┘
+//!
+//!   accept ─▶ task + reservation + nonce + job + events, all or nothing
+//! ```
+//!
+//! - A job is in exactly one place: a lane, the delayed, or ended. What moves it is one atomic
+//!   function inside redis-server (`library/`), and the states are those of
+//!   [`JobState::step`](rhizome_model::JobState::step).
+//! - A lease is an entry of a lane that the group has given to one runner. Every write of a lease
+//!   names the entry and the runner, and is refused once the entry is no longer that runner's.
+//!   Given back, a job gets a new entry: an old lease can never be taken for a new one.
+//! - The only clock is redis-server's.
+//! - Whatever is repeated because an answer was lost changes nothing the second time.
+//!
+//! Must not know: what a job does.
+
+mod backoff;
+mod connect;
+mod error;
+mod events;
+mod jobs;
+mod keys;
+mod library;
+mod link;
+mod maintain;
+mod news;
+mod output;
+mod pending;
+mod record;
+mod runner;
+mod stats;
+mod tasks;
+
+use std::sync::Arc;
+
+pub use backoff::{JOB_RETRY, backoff};
+pub use connect::{Durability, QueueConfig};
+pub use error::QueueError;
+pub use jobs::Submission;
+pub use maintain::MaintainOptions;
+pub use record::JobRecord;
+pub use runner::{CancelReason, Lease, Retried, Runner, RunnerOptions};
+pub use stats::QueueStats;
+pub use tasks::{Accept, Acceptance};
+
+use link::Link;
+use news::News;
+
+/// A function takes at most this many items, so that redis-server never stops for long.
+pub(crate) const BATCH: usize = 256;
+
+/// A handle to the queue of one node; cheap to clone.
+#[derive(Clone)]
+pub struct Queue {
+    link: Arc<Link>,
+    news: Arc<News>,
+}
+
+impl Queue {
+    /// Waits until redis-server is ready, checks and sets what the durability needs, and loads the
+    /// functions.
+    pub async fn connect(config: &QueueConfig) -> Result<Self, QueueError> {
+        let link = Arc::new(Link::new(&config.socket)?);
+        connect::prepare(&link, config).await?;
+        Ok(Self { news: Arc::new(News::new(link.clone())), link })
+    }
+}

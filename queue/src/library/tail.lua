@@ -1,0 +1,20 @@
+-- Spelt out: while a library loads there is no `pairs`.
+redis.register_function('@LIB@_submit', submit)
+redis.register_function('@LIB@_claim', claim)
+redis.register_function('@LIB@_cancel', cancel)
+redis.register_function('@LIB@_give_back', give_back)
+redis.register_function('@LIB@_promote', promote)
+redis.register_function('@LIB@_retry', retry)
+redis.register_function('@LIB@_open', open)
+redis.register_function('@LIB@_beat', beat)
+redis.register_function('@LIB@_give_up', give_up)
+redis.register_function('@LIB@_forget', forget)
+redis.register_function('@LIB@_finish', finish)
+redis.register_function('@LIB@_update', update)
+redis.register_function('@LIB@_status', status)
+redis.register_function('@LIB@_lease_status', lease_status)
+redis.register_function('@LIB@_publish', publish)
+redis.register_function('@LIB@_accept', accept)
+redis.register_function('@LIB@_print', print_output)
+redis.register_function { function_name = '@LIB@_due', callback = due, flags = { 'no-writes' } }
+redis.register_function { function_name = '@LIB@_silent', callback = silent, flags = { 'no-writes' } }

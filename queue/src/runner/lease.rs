@@ -1,0 +1,276 @@
+//! A lease: one attempt of one job, and all that it may write.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rhizome_model::api::OutputChunk;
+use rhizome_model::{DeploymentId, Event, Failure, Job, Name, Outcome, Shortfall, Task};
+use serde_json::Value;
+use tokio::sync::{Mutex, OwnedSemaphorePermit};
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use super::held::{CancelReason, Flag};
+use crate::events::with_events;
+use crate::link::Call;
+use crate::pending::{Counts, Place, give_back};
+use crate::record::to_json;
+use crate::tasks::{free, task_keys, with_status, with_task};
+use crate::{QueueError, keys};
+
+/// What becomes of a job that is to be tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retried {
+    Later,
+    /// It had its last attempt, or was cancelled: it has ended.
+    Exhausted,
+}
+
+/// One attempt of a job. Whoever drops it without an end was interrupted: the job goes back to its
+/// queue, and the attempt counts.
+///
+/// Its writes happen one after the other, in the order in which they are asked for. All of them
+/// answer [`QueueError::Fenced`] once the lease is lost.
+pub struct Lease {
+    pub job: Job,
+    /// From 1.
+    pub attempt: u32,
+    hold: Hold,
+}
+
+/// What the group gave us, and the right to write.
+pub(super) struct Hold {
+    id: String,
+    place: Place,
+    flag: Arc<Flag>,
+    shared: Arc<Shared>,
+    /// Writes so far: redis-server knows a repeated one by its number.
+    writes: Mutex<u64>,
+    over: AtomicBool,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Lease {
+    pub(super) fn new(job: Job, attempt: u32, hold: Hold) -> Self {
+        Self { job, attempt, hold }
+    }
+
+    /// Cancelled when the work should stop; [`Lease::cancel_reason`] says why.
+    pub fn cancelled(&self) -> CancellationToken {
+        self.hold.flag.token.clone()
+    }
+
+    pub fn cancel_reason(&self) -> Option<CancelReason> {
+        self.hold.flag.reason()
+    }
+
+    pub async fn finish(&self, outcome: &Outcome) -> Result<(), QueueError> {
+        self.finish_with(outcome, None, &[]).await
+    }
+
+    /// Ends the job, writes the task and appends the events in one step.
+    pub async fn finish_with(
+        &self,
+        outcome: &Outcome,
+        task: Option<&Task>,
+        events: &[Event],
+    ) -> Result<(), QueueError> {
+        self.hold.finish(outcome, task, events).await
+    }
+
+    /// Writes the task and appends the events. Where more is reserved than before it must be free.
+    pub async fn update(&self, task: &Task, events: &[Event]) -> Result<(), QueueError> {
+        let mut writes = self.hold.writes.lock().await;
+        *writes += 1;
+        let call = self
+            .hold
+            .call("update")
+            .key(keys::EVENTS)
+            .keys(task_keys(&task.deployment))
+            .args(self.hold.signature())
+            .num(*writes);
+        let call = with_events(with_task(call, Some(task))?, events)?;
+        let reply: Vec<String> = self.hold.shared.queue.link.call(&call).await?;
+        self.hold.judge(&reply, Some(task))
+    }
+
+    /// Notes a resource's status, for as long as its task is there, and appends the events.
+    pub async fn set_status(
+        &self,
+        id: &DeploymentId,
+        resource: &Name,
+        status: Option<&Value>,
+        events: &[Event],
+    ) -> Result<(), QueueError> {
+        let mut writes = self.hold.writes.lock().await;
+        *writes += 1;
+        let call = self
+            .hold
+            .call("lease_status")
+            .key(keys::EVENTS)
+            .key(keys::task(id))
+            .key(keys::statuses(id))
+            .args(self.hold.signature())
+            .num(*writes);
+        let call = with_events(with_status(call, resource, status)?, events)?;
+        let reply: String = self.hold.shared.queue.link.call(&call).await?;
+        self.hold.judge(&[reply], None)
+    }
+
+    /// Appends to the job's output.
+    pub async fn print(&self, chunk: &OutputChunk) -> Result<(), QueueError> {
+        let mut writes = self.hold.writes.lock().await;
+        *writes += 1;
+        let call = self
+            .hold
+            .call("print")
+            .key(keys::output(self.job.id))
+            .args(self.hold.signature())
+            .num(*writes)
+            .arg(to_json(chunk)?);
+        let reply: String = self.hold.shared.queue.link.call(&call).await?;
+        self.hold.judge(&[reply], None)
+    }
+
+    /// The attempt failed; there will be another after the pause, if there are any left. The
+    /// events are appended only then.
+    pub async fn retry(
+        &self,
+        failure: &Failure,
+        after: Duration,
+        events: &[Event],
+    ) -> Result<Retried, QueueError> {
+        let _writes = self.hold.writes.lock().await;
+        let queue = self.hold.queue();
+        let home = keys::lane_name(queue, keys::home(&self.job));
+        let call = self
+            .hold
+            .call("retry")
+            .keys([keys::DONE, keys::COUNTERS])
+            .key(keys::dead(queue))
+            .keys([keys::DELAYED, keys::CONTROL, keys::EVENTS])
+            .args(self.hold.signature())
+            .num(after.as_millis())
+            .arg(to_json(failure)?)
+            .arg(to_json(&Outcome::Failed(failure.clone()))?)
+            .arg(to_json(&Outcome::Cancelled)?)
+            .arg(keys::delayed_member(self.job.id, &home))
+            .arg(queue);
+        let reply: String = self.hold.shared.queue.link.call(&with_events(call, events)?).await?;
+        let retried = match reply.as_str() {
+            "later" => Retried::Later,
+            "exhausted" => Retried::Exhausted,
+            other => return self.hold.judge(&[other.to_owned()], None).map(|()| Retried::Later),
+        };
+        self.hold.end();
+        Ok(retried)
+    }
+
+    /// Gives the job back as if it had not been tried.
+    pub async fn release(&self) -> Result<(), QueueError> {
+        let _writes = self.hold.writes.lock().await;
+        let lease = [(self.hold.place.clone(), self.hold.id.clone())];
+        self.hold.shared.give_back(&lease).await?;
+        self.hold.end();
+        Ok(())
+    }
+
+    /// Forgets it here: whoever calls gives back all that redis-server says we hold.
+    pub(super) fn shelve(self) {
+        self.hold.end();
+    }
+}
+
+impl Hold {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        place: Place,
+        id: String,
+        flag: Arc<Flag>,
+        slot: OwnedSemaphorePermit,
+    ) -> Self {
+        let (writes, over) = (Mutex::new(0), AtomicBool::new(false));
+        Self { id, place, flag, shared, writes, over, _slot: slot }
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) async fn finish(
+        &self,
+        outcome: &Outcome,
+        task: Option<&Task>,
+        events: &[Event],
+    ) -> Result<(), QueueError> {
+        let _writes = self.writes.lock().await;
+        let mut call = self.call("finish").keys([keys::DONE, keys::COUNTERS, keys::EVENTS]);
+        if let Some(task) = task {
+            call = call.keys(task_keys(&task.deployment));
+        }
+        call = call.args(self.signature()).arg(self.queue()).arg(match outcome {
+            Outcome::Succeeded(_) => "succeeded",
+            Outcome::Failed(_) => "failed",
+            Outcome::Cancelled => "cancelled",
+        });
+        let call = with_events(with_task(call.arg(to_json(outcome)?), task)?, events)?;
+        let reply: Vec<String> = self.shared.queue.link.call(&call).await?;
+        self.judge(&reply, task)?;
+        self.end();
+        Ok(())
+    }
+
+    /// A call that names the job and its lane first.
+    fn call(&self, function: &'static str) -> Call {
+        Call::new(function).key(keys::record_of(&self.id)).key(keys::lane(&self.place.lane))
+    }
+
+    /// What shows that we hold it.
+    fn signature(&self) -> [&str; 2] {
+        [&self.place.entry, &self.shared.options.name]
+    }
+
+    fn queue(&self) -> &str {
+        keys::queue_of(&self.place.lane)
+    }
+
+    fn judge(&self, reply: &[String], task: Option<&Task>) -> Result<(), QueueError> {
+        match reply.first().map(String::as_str) {
+            Some("ok") => Ok(()),
+            Some("fenced") => Err(QueueError::Fenced),
+            Some("short") => {
+                let free = free(&reply[1..])
+                    .ok_or_else(|| QueueError::corrupt("the capacity", format!("{reply:?}")))?;
+                let asked = task.map(|t| t.reserved).unwrap_or_default();
+                Err(QueueError::Shortfall(Shortfall { asked, free }))
+            }
+            Some(_) | None => {
+                Err(QueueError::corrupt(format!("job {}", self.id), format!("{reply:?}")))
+            }
+        }
+    }
+
+    /// The attempt has ended: nothing is left to give back.
+    fn end(&self) {
+        self.over.store(true, Ordering::Release);
+        self.shared.held.remove(&self.place);
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.shared.held.remove(&self.place);
+        if !self.over.load(Ordering::Acquire) {
+            // Without a listener the runner itself is gone, and with it its heartbeat.
+            let _ = self.shared.dropped.send((self.place.clone(), self.id.clone()));
+        }
+    }
+}
+
+impl Shared {
+    /// Gives back what was claimed and cannot be done now, as if it had not been tried.
+    pub(super) async fn give_back(&self, leases: &[(Place, String)]) -> Result<u64, QueueError> {
+        give_back(&self.queue.link, &self.options.name, Counts::No, leases).await
+    }
+}

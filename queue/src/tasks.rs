@@ -1,0 +1,288 @@
+//! Tasks: what the node holds, what is reserved for it, and taking in something new.
+
+use std::collections::BTreeMap;
+
+use rhizome_model::{
+    Bytes, Capacity, Cpu, DeploymentId, Event, Job, JobId, Name, Outcome, Phase, Shortfall, Task,
+    Version,
+};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::events::with_events;
+use crate::jobs::Lanes;
+use crate::link::Call;
+use crate::record::{Fields, to_json};
+use crate::{Queue, QueueError, keys};
+
+/// Numbers up to here are exact inside redis-server.
+const EXACT: u64 = 1 << 53;
+/// The task may change between two looks; it does not do so for ever.
+const LOOKS: usize = 100;
+
+/// A new version, or the end, of a task.
+pub struct Accept<'a> {
+    /// Accepted or deleting; its job is one of `jobs`; it reserves what it needs from now on.
+    pub task: &'a Task,
+    /// Version and phase of what the node held when `task` was made from it; none if nothing.
+    pub base: Option<(Version, Phase)>,
+    pub nonce: &'a str,
+    /// Unix seconds; the nonce is remembered until then.
+    pub nonce_expires: i64,
+    /// Of the envelope.
+    pub digest: &'a str,
+    /// All that can be reserved.
+    pub total: Capacity,
+    pub jobs: &'a [Job],
+    pub events: &'a [Event],
+}
+
+/// What became of it. Only [`Acceptance::Accepted`] changed anything.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Acceptance {
+    /// With the job that worked on the task until now and was told to stop, if there was one.
+    Accepted {
+        superseded: Option<JobId>,
+    },
+    /// This very envelope is what the node holds.
+    Same(Task),
+    /// The nonce was used before.
+    Replayed,
+    /// Not a version after the current one.
+    Stale {
+        current: Version,
+    },
+    /// A version is under way, or what the task was made from has changed meanwhile.
+    Conflict {
+        phase: Phase,
+    },
+    Shortfall(Shortfall),
+}
+
+impl Queue {
+    /// Takes in a task in one step: nonce, version, phase and capacity are checked, and then task,
+    /// reservation, nonce, jobs and events are written, or nothing is.
+    pub async fn accept(&self, request: Accept<'_>) -> Result<Acceptance, QueueError> {
+        for _ in 0..LOOKS {
+            let call = self.accept_call(&request).await?;
+            let reply: Vec<String> = self.link.call(&call).await?;
+            if let Some(acceptance) = self.acceptance(&request, &reply).await? {
+                return Ok(acceptance);
+            }
+        }
+        let what = format!("task {}", request.task.deployment);
+        Err(QueueError::corrupt(what, "the job that works on it never stayed in one place"))
+    }
+
+    async fn accept_call(&self, request: &Accept<'_>) -> Result<Call, QueueError> {
+        let task = request.task;
+        let mut get = redis::cmd("HGET");
+        get.arg(keys::task(&task.deployment)).arg("job");
+        let worker: Option<String> = self.link.query(&get).await?;
+        let worker = worker.map(|id| id.parse::<JobId>()).transpose();
+        let worker = worker.map_err(|e| QueueError::corrupt("a task's job", e))?;
+        let place = match worker {
+            Some(id) => self.place(id).await?.map(|place| (id, place)),
+            None => None,
+        };
+        let worker_id = worker.map(|id| id.to_string()).unwrap_or_default();
+        let (lane, member) = place.map(|(_, p)| (p.lane, p.member)).unwrap_or_default();
+        let (version, phase) = match request.base {
+            Some((version, phase)) => (version.to_string(), phase.to_string()),
+            None => Default::default(),
+        };
+        let lanes = Lanes::of(request.jobs);
+        let call = Call::new("accept")
+            .keys(task_keys(&task.deployment))
+            .key(keys::nonce(task.deployment.account, request.nonce))
+            .keys([keys::EVENTS, keys::QUEUES, keys::DELAYED, keys::DONE, keys::COUNTERS])
+            .key(keys::CONTROL)
+            .key(keys::record_of(&worker_id))
+            .key(keys::lane(&lane))
+            .keys(lanes.0.iter().map(|l| keys::lane(l)))
+            .keys(request.jobs.iter().map(|j| keys::record(j.id)))
+            .args([request.digest, request.nonce])
+            .num(request.nonce_expires.max(1))
+            .args(amounts(request.total))
+            .args([version, phase])
+            .arg(if request.task.phase == Phase::Deleting { "1" } else { "0" })
+            .arg(to_json(&Outcome::Cancelled)?)
+            .args([worker_id, lane, member]);
+        let call = with_events(with_task(call, Some(task))?, request.events)?;
+        lanes.with_jobs(call, request.jobs)
+    }
+
+    /// None when the job that works on the task has moved, and the caller has to look again.
+    async fn acceptance(
+        &self,
+        request: &Accept<'_>,
+        reply: &[String],
+    ) -> Result<Option<Acceptance>, QueueError> {
+        let deployment = &request.task.deployment;
+        let corrupt = |cause: &dyn ToString| {
+            QueueError::corrupt(format!("task {deployment}"), cause.to_string())
+        };
+        let rest = reply.get(1).map(String::as_str).unwrap_or_default();
+        let acceptance = match reply.first().map(String::as_str) {
+            Some("accepted") if rest.is_empty() => Acceptance::Accepted { superseded: None },
+            Some("accepted") => {
+                Acceptance::Accepted { superseded: Some(rest.parse().map_err(|e| corrupt(&e))?) }
+            }
+            Some("same") => match self.task(deployment).await? {
+                Some(task) => Acceptance::Same(task),
+                None => return Ok(None),
+            },
+            Some("replayed") => Acceptance::Replayed,
+            Some("stale") => Acceptance::Stale { current: rest.parse().map_err(|e| corrupt(&e))? },
+            Some("conflict") => {
+                Acceptance::Conflict { phase: parse_word(rest).map_err(|e| corrupt(&e))? }
+            }
+            Some("short") => Acceptance::Shortfall(Shortfall {
+                asked: request.task.reserved,
+                free: free(&reply[1..]).ok_or_else(|| corrupt(&"its capacity"))?,
+            }),
+            Some("moved") => return Ok(None),
+            Some(other) => return Err(corrupt(&other)),
+            None => return Err(corrupt(&"an empty answer")),
+        };
+        Ok(Some(acceptance))
+    }
+
+    /// A task; of one that was deleted only version, phase and job.
+    pub async fn task(&self, id: &DeploymentId) -> Result<Option<Task>, QueueError> {
+        let mut get = redis::cmd("HGETALL");
+        get.arg(keys::task(id));
+        let fields: Fields = self.link.query(&get).await?;
+        if fields.is_empty() {
+            return Ok(None);
+        }
+        read_task(id, &fields).map(Some).map_err(|e| QueueError::corrupt(format!("task {id}"), e))
+    }
+
+    /// All tasks that are not deleted, by id.
+    pub async fn tasks(&self) -> Result<Vec<Task>, QueueError> {
+        let mut list = redis::cmd("SMEMBERS");
+        list.arg(keys::TASKS);
+        let mut ids: Vec<String> = self.link.query(&list).await?;
+        ids.sort_unstable();
+        let mut tasks = Vec::with_capacity(ids.len());
+        for some in ids.chunks(crate::BATCH) {
+            let mut get = redis::pipe();
+            for id in some {
+                let id: DeploymentId =
+                    id.parse().map_err(|e| QueueError::corrupt("the list of tasks", e))?;
+                get.cmd("HGET").arg(keys::task(&id)).arg("doc");
+            }
+            let documents: Vec<Option<String>> = self.link.query_all(&get).await?;
+            for (id, document) in some.iter().zip(documents) {
+                // One that was deleted between the two looks has none.
+                let Some(document) = document else { continue };
+                tasks.push(
+                    serde_json::from_str(&document)
+                        .map_err(|e| QueueError::corrupt(format!("task {id}"), e))?,
+                );
+            }
+        }
+        Ok(tasks)
+    }
+
+    /// The last status of each resource.
+    pub async fn statuses(&self, id: &DeploymentId) -> Result<BTreeMap<Name, Value>, QueueError> {
+        let mut get = redis::cmd("HGETALL");
+        get.arg(keys::statuses(id));
+        let statuses: BTreeMap<String, String> = self.link.query(&get).await?;
+        let corrupt =
+            |e: &dyn ToString| QueueError::corrupt(format!("statuses of {id}"), e.to_string());
+        let read = |(name, status): (String, String)| {
+            let name: Name = name.parse().map_err(|e| corrupt(&e))?;
+            Ok((name, serde_json::from_str(&status).map_err(|e| corrupt(&e))?))
+        };
+        statuses.into_iter().map(read).collect()
+    }
+
+    /// Notes a resource's status, for as long as the task is there.
+    pub async fn set_status(
+        &self,
+        id: &DeploymentId,
+        resource: &Name,
+        status: Option<&Value>,
+    ) -> Result<(), QueueError> {
+        let call = Call::new("status").key(keys::task(id)).key(keys::statuses(id));
+        self.link.call(&with_status(call, resource, status)?).await
+    }
+
+    /// The sum of what all tasks reserve.
+    pub async fn reserved(&self) -> Result<Capacity, QueueError> {
+        let mut get = redis::cmd("HMGET");
+        get.arg(keys::CAPACITY).arg("cpu").arg("mem").arg("disk");
+        let amounts: Vec<Option<String>> = self.link.query(&get).await?;
+        let amounts: Vec<String> =
+            amounts.into_iter().map(|a| a.unwrap_or_else(|| "0".into())).collect();
+        free(&amounts)
+            .ok_or_else(|| QueueError::corrupt("what is reserved", format!("{amounts:?}")))
+    }
+}
+
+pub(crate) fn task_keys(id: &DeploymentId) -> [String; 4] {
+    [keys::task(id), keys::TASKS.into(), keys::CAPACITY.into(), keys::statuses(id)]
+}
+
+/// Appends a task as the functions read it.
+pub(crate) fn with_task(call: Call, task: Option<&Task>) -> Result<Call, QueueError> {
+    let Some(task) = task else { return Ok(call.arg("none")) };
+    Ok(call
+        .arg("task")
+        .arg(task.deployment.to_string())
+        .num(task.version)
+        .num(task.phase)
+        .num(task.job)
+        .num(task.declared.len())
+        .args(amounts(task.reserved))
+        .num(task.updated_at)
+        .arg(to_json(task)?))
+}
+
+/// Appends a status as the functions read it.
+pub(crate) fn with_status(
+    call: Call,
+    resource: &Name,
+    status: Option<&Value>,
+) -> Result<Call, QueueError> {
+    let call = call.arg(resource.as_str());
+    match status {
+        Some(status) => Ok(call.arg("1").arg(to_json(status)?)),
+        None => Ok(call.arg("0").arg("")),
+    }
+}
+
+/// An amount that is no longer exact is larger than any node has, and is refused as that.
+fn amounts(capacity: Capacity) -> [String; 3] {
+    let of = |n: u64| n.min(EXACT).to_string();
+    [of(capacity.cpu.millis().into()), of(capacity.memory.0), of(capacity.disk.0)]
+}
+
+pub(crate) fn free(amounts: &[String]) -> Option<Capacity> {
+    let [cpu, memory, disk] = amounts else { return None };
+    Some(Capacity {
+        cpu: Cpu::from_millis(cpu.parse().ok()?),
+        memory: Bytes(memory.parse().ok()?),
+        disk: Bytes(disk.parse().ok()?),
+    })
+}
+
+fn read_task(id: &DeploymentId, fields: &Fields) -> Result<Task, String> {
+    if let Some(document) = fields.get("doc") {
+        return serde_json::from_str(document).map_err(|e| e.to_string());
+    }
+    let text = |field: &str| fields.get(field).ok_or_else(|| format!("{field} is missing"));
+    let version = text("v")?.parse().map_err(|e| format!("v: {e}"))?;
+    let job = text("job")?.parse().map_err(|e| format!("job: {e}"))?;
+    let mut task = Task::new(id.clone(), version, job);
+    task.phase = parse_word(text("ph")?).map_err(|e| e.to_string())?;
+    task.updated_at = text("at")?.parse().map_err(|e| format!("at: {e}"))?;
+    Ok(task)
+}
+
+fn parse_word<T: DeserializeOwned>(word: &str) -> Result<T, serde_json::Error> {
+    serde_json::from_value(Value::from(word))
+}

@@ -1,0 +1,242 @@
+//! Operation jobs: one call of the SAL each.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rhizome_model::api::OutputChunk;
+use rhizome_model::{
+    Action, Backoff, Class, Code, Event, Failure, Phase, ResourceId, What, Work, WorkloadKind,
+};
+use rhizome_queue::{Lease, QueueError, Retried};
+use rhizome_sal::{Chunk, SalError, Workload};
+use rhizome_service::{clock, random};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::{Runner, outcome};
+
+/// Between attempts of an operation whose cause may pass.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+/// Pieces of output that wait to be written; a program that prints faster is slowed down.
+const OUTPUT_BACKLOG: usize = 64;
+
+/// How an operation ended.
+enum Ended {
+    Done(Value),
+    Failed(Trouble),
+    TimedOut,
+    Cancelled,
+}
+
+/// Why an operation failed, and whether the cause may pass by itself.
+struct Trouble {
+    failure: Failure,
+    may_pass: bool,
+}
+
+impl From<SalError> for Trouble {
+    fn from(error: SalError) -> Self {
+        Self { may_pass: error.is_retryable(), failure: error.into() }
+    }
+}
+
+/// Another service that is away comes back; a refusal stays one.
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self { may_pass: failure.code.class() == Class::Unreachable, failure }
+    }
+}
+
+impl From<QueueError> for Trouble {
+    fn from(error: QueueError) -> Self {
+        Failure::from(error).into()
+    }
+}
+
+impl Runner {
+    pub(crate) async fn operation(&self, lease: &Lease, limit: Duration) -> Result<(), QueueError> {
+        if self.is_superseded(lease).await? {
+            return lease.finish(&rhizome_model::Outcome::Cancelled).await;
+        }
+        let cancelled = lease.cancelled();
+        let ended = tokio::select! {
+            result = self.perform(lease) => match result {
+                Ok(value) => Ended::Done(value),
+                Err(error) => Ended::Failed(error),
+            },
+            // Following a log lasts as long as somebody reads; everything else has its time.
+            () = tokio::time::sleep(limit) => Ended::TimedOut,
+            () = cancelled.cancelled() => Ended::Cancelled,
+        };
+        match ended {
+            Ended::Done(value) => self.succeed(lease, value).await,
+            Ended::Failed(trouble) if trouble.may_pass => {
+                let failure = about(lease, trouble.failure);
+                let delay = random::jittered(RETRY, lease.attempt);
+                let event = failed_event(lease, &failure, Some(delay));
+                match lease.retry(&failure, delay, &event).await? {
+                    Retried::Later => Ok(()),
+                    Retried::Exhausted => {
+                        self.queue.publish(&failed_event(lease, &failure, None)).await
+                    }
+                }
+            }
+            Ended::Failed(trouble) => self.fail(lease, about(lease, trouble.failure)).await,
+            Ended::TimedOut => {
+                let limit = limit.as_secs();
+                let message = format!("it took longer than {limit} s and was stopped");
+                self.fail(lease, about(lease, Failure::new(Code::TimedOut, message))).await
+            }
+            Ended::Cancelled => lease.finish(&rhizome_model::Outcome::Cancelled).await,
+        }
+    }
+
+    /// Whether the task has moved on since this was asked for: making an old version's resource
+    /// would undo what the newer one did, or bring back what was deleted.
+    async fn is_superseded(&self, lease: &Lease) -> Result<bool, QueueError> {
+        let (Work::Ensure { .. }, Some(deployment)) = (&lease.job.work, &lease.job.deployment)
+        else {
+            return Ok(false);
+        };
+        let task = self.queue.task(deployment).await?;
+        Ok(!task.is_some_and(|t| {
+            Some(t.version) == lease.job.version
+                && !matches!(t.phase, Phase::Deleting | Phase::Deleted)
+        }))
+    }
+
+    async fn succeed(&self, lease: &Lease, value: Value) -> Result<(), QueueError> {
+        let (status, what) = match (&lease.job.work, &lease.job.resource) {
+            (Work::Ensure { kind, .. }, Some(resource)) => {
+                let (resource, kind) = (resource.clone(), *kind);
+                (
+                    Some(Some(value.clone())),
+                    Some(What::Ready { resource, kind, status: value.clone() }),
+                )
+            }
+            (Work::Delete { kind, .. }, Some(resource)) => (
+                Some(None),
+                Some(What::ResourceDeleted { resource: resource.clone(), kind: *kind }),
+            ),
+            (Work::Observe { .. }, Some(_)) => (Some(Some(value.clone())), None),
+            _ => (None, None),
+        };
+        let events = event(lease, what);
+        if let (Some(status), Some(deployment), Some(resource)) =
+            (status, &lease.job.deployment, &lease.job.resource)
+        {
+            lease.set_status(deployment, resource, status.as_ref(), &events).await?;
+        }
+        lease.finish(&outcome(Ok(value))).await
+    }
+
+    async fn fail(&self, lease: &Lease, failure: Failure) -> Result<(), QueueError> {
+        let events = failed_event(lease, &failure, None);
+        lease.finish_with(&outcome(Err(failure)), None, &events).await
+    }
+
+    async fn perform(&self, lease: &Lease) -> Result<Value, Trouble> {
+        match &lease.job.work {
+            Work::Ensure { kind, id, spec } => {
+                let spec = self.unsealer.open(id, spec).await?;
+                Ok(self.workload(*kind)?.ensure(id, &spec).await?)
+            }
+            Work::Observe { kind, id } => {
+                Ok(self.workload(*kind)?.observe(id).await?.unwrap_or(Value::Null))
+            }
+            Work::Delete { kind, id } => {
+                self.workload(*kind)?.delete(id).await?;
+                Ok(Value::Null)
+            }
+            Work::Sweep { kind } => self.sweep(*kind).await,
+            Work::Act { kind, id, action } => self.act(lease, *kind, id, action).await,
+            Work::Script | Work::Settle | Work::Teardown => {
+                Err(Failure::new(Code::Internal, "a script's job is no operation").into())
+            }
+        }
+    }
+
+    async fn act(
+        &self,
+        lease: &Lease,
+        kind: WorkloadKind,
+        id: &ResourceId,
+        action: &Action,
+    ) -> Result<Value, Trouble> {
+        let workload = self.workload(kind)?;
+        let (sender, mut receiver) = mpsc::channel(OUTPUT_BACKLOG);
+        let acting = workload.act(id, action, sender, lease.cancelled());
+        let printing = async {
+            while let Some(chunk) = receiver.recv().await {
+                let chunk = match chunk {
+                    Chunk::Stdout(bytes) => OutputChunk::Stdout { data: STANDARD.encode(bytes) },
+                    Chunk::Stderr(bytes) => OutputChunk::Stderr { data: STANDARD.encode(bytes) },
+                };
+                lease.print(&chunk).await?;
+            }
+            Ok::<_, QueueError>(())
+        };
+        let (result, printed) = tokio::join!(acting, printing);
+        printed?;
+        Ok(result?)
+    }
+
+    /// Removes what carries our mark and no task knows. Whatever the system shows was declared
+    /// before it was made, so the tasks are read after the system.
+    async fn sweep(&self, kind: WorkloadKind) -> Result<Value, Trouble> {
+        let workload = self.workload(kind)?;
+        let mut removed = Vec::new();
+        for id in workload.list().await? {
+            let task = self.queue.task(&id.deployment_id()).await?;
+            let known =
+                task.is_some_and(|t| t.held().iter().any(|r| r.name == id.name && r.kind == kind));
+            if !known {
+                tracing::warn!(resource = %id, %kind, "removes an orphan: no task knows it");
+                workload.delete(&id).await?;
+                removed.push(id);
+            }
+        }
+        Ok(json!(removed))
+    }
+
+    fn workload(&self, kind: WorkloadKind) -> Result<std::sync::Arc<dyn Workload>, Failure> {
+        let sal = self.sal.as_ref().ok_or_else(|| {
+            Failure::new(
+                Code::Internal,
+                format!("this runner makes no workloads; {kind} needs one"),
+            )
+        })?;
+        Ok(sal.workload(kind))
+    }
+}
+
+fn about(lease: &Lease, failure: Failure) -> Failure {
+    match &lease.job.resource {
+        Some(resource) if failure.resource.is_none() => failure.about(resource.clone()),
+        _ => failure,
+    }
+}
+
+fn event(lease: &Lease, what: Option<What>) -> Vec<Event> {
+    let (Some(what), Some(deployment), Some(version)) =
+        (what, lease.job.deployment.clone(), lease.job.version)
+    else {
+        return Vec::new();
+    };
+    vec![Event { at: clock::now_ms(), deployment, version, node: None, what }]
+}
+
+fn failed_event(lease: &Lease, failure: &Failure, retry: Option<Duration>) -> Vec<Event> {
+    let kind = match &lease.job.work {
+        Work::Ensure { kind, .. } | Work::Delete { kind, .. } => *kind,
+        _ => return Vec::new(),
+    };
+    let what = lease.job.resource.clone().map(|resource| What::ResourceFailed {
+        resource,
+        kind,
+        failure: failure.clone(),
+        retry_in_ms: retry.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+    });
+    event(lease, what)
+}

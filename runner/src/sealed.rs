@@ -1,0 +1,106 @@
+//! Secrets on their way to the one call that needs them.
+//!
+//! A script never sees a secret: `secret(name)` gives it a token that holds the sealed text, and
+//! the token is what journals, plans and events hold. Just before a workload is made, the tokens in
+//! its spec are replaced by what the identity manager finds in them. A token is bound to its
+//! account: it opens for that account's resources only.
+
+use std::path::PathBuf;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rhizome_model::api::{UnsealReply, UnsealRequest};
+use rhizome_model::{Code, Failure, ResourceId};
+use rhizome_service::Client;
+use serde_json::Value;
+
+const OPEN: &str = "\u{e000}sealed:";
+const CLOSE: &str = "\u{e001}";
+
+/// Writes the token of a sealed secret.
+pub(crate) fn token(context: &str, sealed: &str) -> String {
+    format!("{OPEN}{context}:{sealed}{CLOSE}")
+}
+
+/// Opens tokens through the node's identity manager.
+pub struct Unsealer {
+    client: Option<Client>,
+}
+
+impl Unsealer {
+    pub fn new(socket: Option<PathBuf>) -> Result<Self, Failure> {
+        let client = socket.map(|s| Client::unix("the identity manager", s)).transpose()?;
+        Ok(Self { client })
+    }
+
+    /// The spec with every token in its texts replaced by the secret.
+    pub(crate) async fn open(&self, id: &ResourceId, spec: &Value) -> Result<Value, Failure> {
+        let mut spec = spec.clone();
+        let mut texts = Vec::new();
+        collect_texts(&mut spec, &mut texts);
+        for text in texts {
+            while let Some((start, end)) = find(text) {
+                let secret = self.secret(id, &text[start + OPEN.len()..end]).await?;
+                text.replace_range(start..end + CLOSE.len(), &secret);
+            }
+        }
+        Ok(spec)
+    }
+
+    async fn secret(&self, id: &ResourceId, token: &str) -> Result<String, Failure> {
+        let broken =
+            || Failure::new(Code::InvalidSpec, "a secret's token was changed by the script");
+        let (context, sealed) = token.split_once(':').ok_or_else(broken)?;
+        if !context.starts_with(&format!("{}/{}/", id.account, id.deployment)) {
+            return Err(Failure::new(
+                Code::Unauthorised,
+                "the secret is that of another deployment",
+            ));
+        }
+        let client = self.client.as_ref().ok_or_else(|| {
+            Failure::new(Code::Unavailable, "this node has no identity manager that opens secrets")
+        })?;
+        let request = UnsealRequest { context: context.to_owned(), sealed: sealed.to_owned() };
+        let reply: UnsealReply = client.post("/v1/unseal", &request).await?;
+        let secret =
+            STANDARD.decode(&reply.secret).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let secret =
+            secret.ok_or_else(|| Failure::new(Code::InvalidSpec, "the secret is not text"))?;
+        // What a secret holds is never a token: it would be opened again.
+        if secret.contains(OPEN) { Err(broken()) } else { Ok(secret) }
+    }
+}
+
+fn find(text: &str) -> Option<(usize, usize)> {
+    let start = text.find(OPEN)?;
+    let end = start + text[start..].find(CLOSE)?;
+    Some((start, end))
+}
+
+fn collect_texts<'a>(value: &'a mut Value, texts: &mut Vec<&'a mut String>) {
+    match value {
+        Value::String(text) if text.contains(OPEN) => texts.push(text),
+        Value::Array(items) => items.iter_mut().for_each(|v| collect_texts(v, texts)),
+        Value::Object(fields) => fields.values_mut().for_each(|v| collect_texts(v, texts)),
+        Value::String(_) | Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn tokens_of_others_are_refused_before_anything_opens_them() {
+        let unsealer = Unsealer::new(None).unwrap();
+        let id: ResourceId = "1/demo/web".parse().unwrap();
+        let spec = json!({ "env": { "P": token("2/demo/password", "c2VhbGVk") } });
+        assert_eq!(unsealer.open(&id, &spec).await.unwrap_err().code, Code::Unauthorised);
+        let own = json!({ "env": { "P": token("1/demo/password", "c2VhbGVk") } });
+        assert_eq!(unsealer.open(&id, &own).await.unwrap_err().code, Code::Unavailable);
+        let plain = json!({ "env": { "P": "text" }, "command": ["a"] });
+        assert_eq!(unsealer.open(&id, &plain).await.unwrap(), plain);
+    }
+}

@@ -1,0 +1,262 @@
+//! The node's HTTP face.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Query, State};
+use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::{Stream, StreamExt};
+use rhizome_model::api::{ExecRequest, NodeStatus, OutputChunk, QueueView, TaskView};
+use rhizome_model::{
+    AccountId, Action, Code, DeploymentId, Failure, Job, JobId, Name, Priority, ResourceId, Task,
+    Work, WorkloadKind, queue_name,
+};
+use rhizome_queue::{QueueError, QueueStats};
+use rhizome_service::{ApiError, ApiResult};
+use serde::Deserialize;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::caller::{Caller, Signed};
+use crate::{Supervisor, view};
+
+/// A log that is followed, or a command that runs, ends after this long at the latest.
+const ACTION_MS: u64 = 24 * 3600 * 1000;
+const MAX_TAIL: usize = 100_000;
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Rhizome supervisor",
+    description = "One node: tasks, events, capacity, queues."
+))]
+struct Description;
+
+pub fn routes(supervisor: Arc<Supervisor>) -> (axum::Router, utoipa::openapi::OpenApi) {
+    let (router, mut api) = OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(submit))
+        .routes(routes!(node))
+        .routes(routes!(queues))
+        .routes(routes!(tasks))
+        .routes(routes!(task))
+        .routes(routes!(events))
+        .routes(routes!(logs))
+        .routes(routes!(exec))
+        .split_for_parts();
+    api.info.version = env!("CARGO_PKG_VERSION").into();
+    (router.with_state(supervisor), api)
+}
+
+/// Takes a signed envelope. It authenticates itself; the same one again is answered with its task.
+#[utoipa::path(post, path = "/v1/envelopes", request_body = String, responses((status = 202, body = TaskView)))]
+async fn submit(State(supervisor): State<Arc<Supervisor>>, body: Bytes) -> ApiResult<Response> {
+    let task = supervisor.take(&body).await?;
+    Ok((http::StatusCode::ACCEPTED, Json(task)).into_response())
+}
+
+/// Facts, capacity and pools.
+#[utoipa::path(get, path = "/v1/node", responses((status = 200, body = NodeStatus)))]
+async fn node(State(supervisor): State<Arc<Supervisor>>, _: Signed) -> ApiResult<Json<NodeStatus>> {
+    Ok(Json(NodeStatus {
+        facts: supervisor.facts.clone(),
+        key: supervisor.key,
+        usage: supervisor.usage().await?,
+        pools: supervisor.pools.view(),
+    }))
+}
+
+/// Depth, age and outcomes of each queue.
+#[utoipa::path(get, path = "/v1/queues", responses((status = 200, body = [QueueView])))]
+async fn queues(
+    State(supervisor): State<Arc<Supervisor>>,
+    _: Signed,
+) -> ApiResult<Json<Vec<QueueView>>> {
+    let node = supervisor.facts.id;
+    let view = |s: QueueStats| QueueView {
+        node,
+        queue: s.queue,
+        ready: s.ready,
+        running: s.running,
+        delayed: s.delayed,
+        dead: s.dead,
+        oldest_ms: s.oldest_ms,
+        ended: s.ended,
+    };
+    let stats = supervisor.queue.stats().await.map_err(Failure::from)?;
+    Ok(Json(stats.into_iter().map(view).collect()))
+}
+
+/// The caller's tasks; a coordinator's are all.
+#[utoipa::path(get, path = "/v1/tasks", responses((status = 200, body = [TaskView])))]
+async fn tasks(
+    State(supervisor): State<Arc<Supervisor>>,
+    signed: Signed,
+) -> ApiResult<Json<Vec<TaskView>>> {
+    let mut views = Vec::new();
+    for task in supervisor.queue.tasks().await.map_err(Failure::from)? {
+        if signed.caller.may_see(&task.deployment).is_ok() {
+            views.push(supervisor.view(&task).await?);
+        }
+    }
+    Ok(Json(views))
+}
+
+/// One task.
+#[utoipa::path(get, path = "/v1/tasks/{account}/{name}", params(("account" = u64, Path), ("name" = String, Path)), responses((status = 200, body = TaskView)))]
+async fn task(
+    State(supervisor): State<Arc<Supervisor>>,
+    Path((account, name)): Path<(AccountId, Name)>,
+    signed: Signed,
+) -> ApiResult<Json<TaskView>> {
+    let deployment = DeploymentId { account, name };
+    let task = supervisor.visible(signed.caller, &deployment).await?;
+    Ok(Json(supervisor.view(&task).await?))
+}
+
+#[derive(Deserialize)]
+struct After {
+    after: Option<String>,
+}
+
+/// Server-sent events of all tasks, for coordinators: `id` resumes, `data` is an `Event`. An event
+/// named `trimmed` comes first when the id asked for is older than what is kept.
+#[utoipa::path(get, path = "/v1/events", params(("after" = Option<String>, Query)), responses((status = 200, body = String, content_type = "text/event-stream")))]
+async fn events(
+    State(supervisor): State<Arc<Supervisor>>,
+    Query(query): Query<After>,
+    headers: http::HeaderMap,
+    signed: Signed,
+) -> ApiResult<Sse<impl Stream<Item = Result<SseEvent, Infallible>>>> {
+    if signed.caller != Caller::Coordinator {
+        return Err(ApiError::new(Code::Unauthorised, "only a coordinator follows a whole node"));
+    }
+    let resumed = headers.get("last-event-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+    let stream = supervisor.queue.follow(resumed.or(query.after));
+    let stream = stream.filter_map(async |item| match item {
+        Ok((id, event)) => SseEvent::default().id(id).json_data(&event).ok(),
+        Err(QueueError::Trimmed) => Some(SseEvent::default().event("trimmed").data("")),
+        Err(error) => {
+            tracing::warn!(%error, "a follower of events waits");
+            None
+        }
+    });
+    Ok(Sse::new(stream.map(Ok)).keep_alive(KeepAlive::default()))
+}
+
+#[derive(Deserialize)]
+struct LogQuery {
+    tail: Option<usize>,
+    #[serde(default)]
+    follow: bool,
+}
+
+/// What a resource printed: one `OutputChunk` per line.
+#[utoipa::path(get, path = "/v1/deployments/{account}/{name}/resources/{resource}/logs", params(("account" = u64, Path), ("name" = String, Path), ("resource" = String, Path), ("tail" = Option<usize>, Query), ("follow" = Option<bool>, Query)), responses((status = 200, body = OutputChunk, content_type = "application/x-ndjson")))]
+async fn logs(
+    State(supervisor): State<Arc<Supervisor>>,
+    Path((account, name, resource)): Path<(AccountId, Name, Name)>,
+    Query(query): Query<LogQuery>,
+    signed: Signed,
+) -> ApiResult<Response> {
+    let id = ResourceId { account, deployment: name, name: resource };
+    let tail = query.tail.unwrap_or(MAX_TAIL).min(MAX_TAIL);
+    supervisor.act(signed.caller, id, Action::Logs { tail, follow: query.follow }).await
+}
+
+/// Runs a command inside a resource: one `OutputChunk` per line, the last one with its exit code.
+#[utoipa::path(post, path = "/v1/deployments/{account}/{name}/resources/{resource}/exec", request_body = ExecRequest, params(("account" = u64, Path), ("name" = String, Path), ("resource" = String, Path)), responses((status = 200, body = OutputChunk, content_type = "application/x-ndjson")))]
+async fn exec(
+    State(supervisor): State<Arc<Supervisor>>,
+    Path((account, name, resource)): Path<(AccountId, Name, Name)>,
+    signed: Signed,
+) -> ApiResult<Response> {
+    let request: ExecRequest = serde_json::from_slice(&signed.body)
+        .map_err(|e| ApiError::new(Code::BadRequest, format!("the request's body: {e}")))?;
+    if request.command.is_empty() {
+        return Err(ApiError::new(Code::BadRequest, "command: a program and its arguments"));
+    }
+    let id = ResourceId { account, deployment: name, name: resource };
+    supervisor.act(signed.caller, id, Action::Exec { command: request.command }).await
+}
+
+impl Supervisor {
+    async fn view(&self, task: &Task) -> Result<TaskView, Failure> {
+        let statuses = self.queue.statuses(&task.deployment).await?;
+        Ok(view::task(task, self.facts.id, &statuses))
+    }
+
+    async fn visible(&self, caller: Caller, deployment: &DeploymentId) -> ApiResult<Task> {
+        caller.may_see(deployment)?;
+        let task = self.queue.task(deployment).await.map_err(Failure::from)?;
+        task.ok_or_else(|| {
+            ApiError::not_found(format_args!("deployment {deployment} on this node"))
+        })
+    }
+
+    /// Does something with a resource by way of a job, and streams what it prints. When nobody
+    /// reads any more, the job is cancelled.
+    async fn act(&self, caller: Caller, id: ResourceId, action: Action) -> ApiResult<Response> {
+        let deployment = id.deployment_id();
+        caller.may_use(&deployment)?;
+        let task = self.visible(caller, &deployment).await?;
+        let held = task.held();
+        let resource = held.iter().find(|r| r.name == id.name);
+        let kind = resource.ok_or_else(|| ApiError::not_found(format_args!("resource {id}")))?.kind;
+        let job = action_job(&task, kind, id, action);
+        let job_id = job.id;
+        self.queue.submit(&[job]).await.map_err(Failure::from)?;
+        let cancel = CancelOnDrop { queue: self.queue.clone(), job: Some(job_id) };
+        let lines = self.queue.output(job_id).map(move |item| {
+            let _kept_while_read = &cancel;
+            let chunk = item.unwrap_or_else(|e| OutputChunk::Failed { failure: e.into() });
+            serde_json::to_vec(&chunk).map(|mut line| {
+                line.push(b'\n');
+                line
+            })
+        });
+        let kind = [(http::header::CONTENT_TYPE, "application/x-ndjson")];
+        Ok((kind, Body::from_stream(lines)).into_response())
+    }
+}
+
+fn action_job(task: &Task, kind: WorkloadKind, id: ResourceId, action: Action) -> Job {
+    let resource = id.name.clone();
+    let work = Work::Act { kind, id, action };
+    Job {
+        id: JobId(*uuid::Uuid::new_v4().as_bytes()),
+        queue: queue_name(&work),
+        account: task.deployment.account,
+        deployment: Some(task.deployment.clone()),
+        version: Some(task.version),
+        resource: Some(resource),
+        priority: Priority::High,
+        // A command is never run twice by itself.
+        max_attempts: 1,
+        timeout_ms: ACTION_MS,
+        parent: None,
+        work,
+    }
+}
+
+/// Cancels an action when its reader is gone; one that has ended takes no notice.
+struct CancelOnDrop {
+    queue: rhizome_queue::Queue,
+    job: Option<JobId>,
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        let Some(job) = self.job.take() else { return };
+        let queue = self.queue.clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                if let Err(error) = queue.cancel(job).await {
+                    tracing::warn!(%job, %error, "cannot cancel an action that nobody reads");
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! From bytes that came from anywhere to a task with its capacity reserved and its job enqueued.
+//!
+//! ```text
+//!   verify ▶ is it for this node ▶ seen before? ▶ plan in the sandbox ▶ one atomic step:
+//!                                                   nonce, version, capacity, task, job, event
+//! ```
+//!
+//! A refusal changes nothing.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+
+use rhizome_engine::{Context, Peer, Script, plan};
+use rhizome_identity::{Verified, mycelium_address, verify};
+use rhizome_model::api::TaskView;
+use rhizome_model::{
+    Capacity, Code, DeleteDocument, DeploymentDocument, Document, Event, Failure, Job, JobId,
+    KeyId, NodeId, Phase, Priority, Task, What, Work, queue_name,
+};
+use rhizome_queue::{Accept, Acceptance};
+use rhizome_service::clock;
+
+use crate::audit::Entry;
+use crate::{Supervisor, view};
+
+/// Runners that may die under one script before it is set aside.
+const SCRIPT_ATTEMPTS: u32 = 20;
+/// Deleting never gives up by itself within any time that matters.
+const TEARDOWN_ATTEMPTS: u32 = 10_000;
+/// What a script job may take beyond its evaluation: undoing what failed.
+const UNDO_MS: u64 = 10 * 60 * 1000;
+
+impl Supervisor {
+    /// Takes an envelope, or refuses it. The same envelope again is answered with its task.
+    pub async fn take(&self, bytes: &[u8]) -> Result<TaskView, Failure> {
+        let verified =
+            match verify(bytes, self.accounts.as_ref(), &self.network, clock::now_secs()).await {
+                Ok(verified) => verified,
+                Err(failure) => {
+                    self.note(None, None, &[], "envelope", Some(&failure));
+                    return Err(failure);
+                }
+            };
+        let deployment = verified.document.deployment_id();
+        let (what, result) = match &verified.document {
+            Document::Deployment(document) => {
+                ("deploy", self.deploy(bytes, &verified, document).await)
+            }
+            Document::Delete(document) => ("delete", self.delete(&verified, document).await),
+        };
+        let refused = result.as_ref().err();
+        self.note(Some(&verified.digest), Some(&deployment), &verified.signers, what, refused);
+        let task = result?;
+        let statuses = self.queue.statuses(&task.deployment).await.unwrap_or_default();
+        Ok(view::task(&task, self.facts.id, &statuses))
+    }
+
+    fn note(
+        &self,
+        digest: Option<&str>,
+        deployment: Option<&rhizome_model::DeploymentId>,
+        signers: &[KeyId],
+        what: &'static str,
+        refused: Option<&Failure>,
+    ) {
+        let refused = refused.map(|f| f.code);
+        self.audit.write(&Entry { digest, deployment, signers, what, refused });
+    }
+
+    async fn deploy(
+        &self,
+        bytes: &[u8],
+        verified: &Verified,
+        document: &DeploymentDocument,
+    ) -> Result<Task, Failure> {
+        if !document.placement.nodes.contains(&self.facts.id) {
+            return Err(self.foreign());
+        }
+        let deployment = verified.document.deployment_id();
+        let envelope = String::from_utf8_lossy(bytes).into_owned();
+        let current = self.queue.task(&deployment).await?;
+        if let Some(same) =
+            current.as_ref().filter(|t| t.version == document.version && t.envelope == envelope)
+        {
+            return Ok(same.clone());
+        }
+        let peers = self.peers(document).await?;
+        let script = Script {
+            file: format!("{}.rhai", document.name),
+            source: document.script.clone(),
+            context: Context {
+                params: document.params.clone(),
+                node: self.facts.clone(),
+                deployment: deployment.clone(),
+                version: document.version,
+                peers: peers
+                    .iter()
+                    .map(|(node, address)| Peer { node: *node, address: *address })
+                    .collect(),
+            },
+            limits: self.limits,
+        };
+        let plan = plan(&self.sandboxes, &script).await?;
+
+        let job_id = JobId::derived(&deployment, document.version, "script");
+        let mut task = Task::new(deployment, document.version, job_id);
+        task.envelope = envelope;
+        task.peers = peers;
+        task.desired = current.as_ref().map(|t| t.desired.clone()).unwrap_or_default();
+        task.reserved = task.demand_during(&plan.resources)?;
+        task.updated_at = clock::now_ms();
+        let job = script_job(&task, Work::Script, self.limits.wall_ms + UNDO_MS, SCRIPT_ATTEMPTS);
+        self.accept(verified, document.expires, task, current.as_ref(), job).await
+    }
+
+    async fn delete(
+        &self,
+        verified: &Verified,
+        document: &DeleteDocument,
+    ) -> Result<Task, Failure> {
+        let deployment = verified.document.deployment_id();
+        let current = self.queue.task(&deployment).await?;
+        let Some(current) = current.filter(|t| t.phase != Phase::Deleted) else {
+            return Err(Failure::new(
+                Code::NotFound,
+                format!("there is no deployment {deployment} here"),
+            ));
+        };
+        if current.version != document.version {
+            return Err(stale(current.version, document.version));
+        }
+        if current.phase == Phase::Deleting {
+            return Ok(current);
+        }
+        let job_id =
+            JobId::derived(&deployment, document.version, &format!("teardown {}", document.nonce));
+        let mut task = current.clone();
+        task.phase = Phase::Deleting;
+        task.job = job_id;
+        task.updated_at = clock::now_ms();
+        let job = script_job(&task, Work::Teardown, UNDO_MS, TEARDOWN_ATTEMPTS);
+        self.accept(verified, document.expires, task, Some(&current), job).await
+    }
+
+    async fn accept(
+        &self,
+        verified: &Verified,
+        expires: i64,
+        task: Task,
+        current: Option<&Task>,
+        job: Job,
+    ) -> Result<Task, Failure> {
+        let what = What::Phase { phase: task.phase, failure: None, outputs: None };
+        let event = Event {
+            at: task.updated_at,
+            deployment: task.deployment.clone(),
+            version: task.version,
+            node: None,
+            what,
+        };
+        let request = Accept {
+            task: &task,
+            base: current.map(|t| (t.version, t.phase)),
+            nonce: verified.document.nonce(),
+            nonce_expires: expires,
+            digest: &verified.digest,
+            total: self.facts.capacity,
+            jobs: std::slice::from_ref(&job),
+            events: std::slice::from_ref(&event),
+        };
+        match self.queue.accept(request).await? {
+            Acceptance::Accepted { .. } => Ok(task),
+            Acceptance::Same(task) => Ok(task),
+            Acceptance::Replayed => Err(Failure::new(
+                Code::Replayed,
+                format!(
+                    "the nonce {} was used before; sign again with a new one",
+                    verified.document.nonce()
+                ),
+            )),
+            Acceptance::Stale { current } => Err(stale(current, task.version)),
+            Acceptance::Conflict { phase } => Err(Failure::new(
+                Code::Conflict,
+                format!("{} is {phase}; wait for its end, or delete it", task.deployment),
+            )),
+            Acceptance::Shortfall(shortfall) => Err(Failure::new(
+                Code::InsufficientCapacity,
+                format!("node {} is too full: {shortfall}", self.facts.id),
+            )),
+        }
+    }
+
+    /// The addresses of the other nodes, from their keys.
+    async fn peers(
+        &self,
+        document: &DeploymentDocument,
+    ) -> Result<BTreeMap<NodeId, Ipv6Addr>, Failure> {
+        let mut peers = BTreeMap::new();
+        for id in document.placement.nodes.iter().filter(|id| **id != self.facts.id) {
+            let node = self.ledger.node(*id).await?.ok_or_else(|| {
+                Failure::new(Code::WrongNode, format!("the ledger has no node {id}"))
+            })?;
+            let address = mycelium_address(&node.key).ok_or_else(|| {
+                Failure::new(Code::WrongNode, format!("node {id} has no usable key"))
+            })?;
+            peers.insert(*id, address);
+        }
+        Ok(peers)
+    }
+
+    fn foreign(&self) -> Failure {
+        let message = format!("this is node {}, which the deployment does not name", self.facts.id);
+        Failure::new(Code::WrongNode, message)
+    }
+
+    /// What is reserved, and what is free.
+    pub async fn usage(&self) -> Result<rhizome_model::api::CapacityView, Failure> {
+        let total: Capacity = self.facts.capacity;
+        let reserved = self.queue.reserved().await?;
+        Ok(rhizome_model::api::CapacityView {
+            total,
+            reserved,
+            free: total.saturating_sub(reserved),
+        })
+    }
+}
+
+fn script_job(task: &Task, work: Work, timeout_ms: u64, max_attempts: u32) -> Job {
+    Job {
+        id: task.job,
+        queue: queue_name(&work),
+        account: task.deployment.account,
+        deployment: Some(task.deployment.clone()),
+        version: Some(task.version),
+        resource: None,
+        priority: Priority::Normal,
+        max_attempts,
+        timeout_ms,
+        parent: None,
+        work,
+    }
+}
+
+fn stale(current: rhizome_model::Version, asked: rhizome_model::Version) -> Failure {
+    Failure::new(
+        Code::StaleVersion,
+        format!("the node holds version {current}, not one before {asked}; sign the next version"),
+    )
+}
