@@ -60,6 +60,9 @@ impl LedgerError {
     #[must_use]
     pub fn with_server_time(mut self, secs: i64) -> Self {
         self.server_time = Some(secs);
+        self.failure = self.failure.with_detail(format!(
+            "the ledger's clock says {secs} in Unix seconds; set the caller's clock right"
+        ));
         self
     }
 }

@@ -19,7 +19,6 @@ mod nodes;
 mod request;
 mod time;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -46,7 +45,6 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 pub struct LedgerConfig {
     /// The SQLite file; made where there is none.
     pub database: PathBuf,
-    pub listen: SocketAddr,
     /// `dev`, `test` or `main`. A database belongs to one network for ever.
     pub network: String,
 }

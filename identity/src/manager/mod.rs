@@ -131,9 +131,17 @@ impl Manager {
                 Err(failure) => {
                     attempt += 1;
                     let pause = jittered(BACKOFF, attempt);
-                    tracing::warn!(attempt, retry_in_ms = pause.as_millis() as u64, error = %failure,
-                        "this node could not bring the ledger up to date");
-                    self.identity.send_modify(|identity| identity.problem = Some(failure.message));
+                    let problem = match failure.detail {
+                        Some(detail) => format!("{}: {detail}", failure.message),
+                        None => failure.message,
+                    };
+                    tracing::warn!(
+                        attempt,
+                        retry_in_ms = pause.as_millis() as u64,
+                        error = problem,
+                        "this node could not bring the ledger up to date"
+                    );
+                    self.identity.send_modify(|identity| identity.problem = Some(problem));
                     pause
                 }
             };

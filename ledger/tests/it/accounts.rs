@@ -56,6 +56,7 @@ async fn what_is_refused_and_how() {
     for ahead in [-3, 4] {
         let answer = post(&new_account(&key, now() + ahead)).await;
         assert_eq!(error(&answer), (400, "timestamp outside acceptable window"));
+        assert!(answer.1["detail"].as_str().unwrap().contains("clock"));
         assert!((answer.1["server_time"].as_i64().unwrap() - now()).abs() <= 1);
     }
     let with = |field: &str, value: &str| {

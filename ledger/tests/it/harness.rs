@@ -36,11 +36,8 @@ impl Ledger {
         let listener = rhizome_service::http::bind(listen).await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let config = LedgerConfig {
-            database: dir.path().join("ledger.sqlite"),
-            listen: address,
-            network: "dev".into(),
-        };
+        let config =
+            LedgerConfig { database: dir.path().join("ledger.sqlite"), network: "dev".into() };
         let task = tokio::spawn(rhizome_ledger::run(config, listener, stop.clone()));
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         Self { address, dir, http, stop, task: Some(task) }
