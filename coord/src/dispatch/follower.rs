@@ -192,7 +192,7 @@ impl<'a> Session<'a> {
 
     fn begin_look(&mut self) {
         let due = std::mem::take(&mut self.due);
-        let all = self.looks % LOOK_AT_ALL_EVERY == 0;
+        let all = self.looks.is_multiple_of(LOOK_AT_ALL_EVERY);
         let scope = match (all, due.is_empty()) {
             (true, _) => Scope::All,
             (false, true) => Scope::Unsettled,
