@@ -85,11 +85,7 @@ impl Tool {
     pub fn run(self) -> Result<String> {
         let line = self.line();
         let ended = self.stream(&mut |_| true)?;
-        if ended.status.success() {
-            Ok(ended.stdout.text())
-        } else {
-            Err(ended.error(&line))
-        }
+        if ended.status.success() { Ok(ended.stdout.text()) } else { Err(ended.error(&line)) }
     }
 
     /// Runs it to its end, whatever that is, and hands over what it prints; when `sink` says no, it

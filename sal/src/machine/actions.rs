@@ -37,9 +37,9 @@ pub(super) fn act(
     })?;
     match action {
         Action::Start => start(driver, id, &place, &spec),
-        Action::Stop => stop(driver, id, &place, &spec),
+        Action::Stop => stop(driver, id, &place),
         Action::Restart => {
-            stop(driver, id, &place, &spec)?;
+            stop(driver, id, &place)?;
             start(driver, id, &place, &spec)
         }
         Action::Exec { command } => exec(driver, id, &place, command, sink, cancel),
@@ -57,10 +57,10 @@ fn start(driver: &Driver, id: &ResourceId, place: &Place, spec: &MachineSpec) ->
         net::attach(&driver.node.config, &driver.node.mark, id)?;
         driver.start(id, place, spec, &runtime, restarts)?;
     }
-    status(driver, id, place, spec)
+    status(driver, id, place)
 }
 
-fn stop(driver: &Driver, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Result<Value> {
+fn stop(driver: &Driver, id: &ResourceId, place: &Place) -> Result<Value> {
     driver.halt(id, place, Stop::Request)?;
     // Without a shim nobody else says that it is to stay so: after a crash, or had it ended itself.
     if let Some(mut record) = place.record()
@@ -69,11 +69,11 @@ fn stop(driver: &Driver, id: &ResourceId, place: &Place, spec: &MachineSpec) -> 
         record.life = Life::Stopped;
         files::replace_json(&super::place::record_file(&place.dir), &record, true)?;
     }
-    status(driver, id, place, spec)
+    status(driver, id, place)
 }
 
-fn status(driver: &Driver, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Result<Value> {
-    let status = driver.status(id, place, spec)?;
+fn status(driver: &Driver, id: &ResourceId, place: &Place) -> Result<Value> {
+    let status = driver.status(id, place)?;
     serde_json::to_value(status)
         .map_err(|e| SalError::new(Code::Internal, format!("write a status as JSON: {e}")))
 }

@@ -82,12 +82,11 @@ impl Bundle<'_> {
     }
 
     fn process(&self) -> Result<Process, OciSpecError> {
-        let mut env = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={}", self.hostname)];
-        if !self.spec.env.contains_key("HOME") {
-            env.push("HOME=/root".into());
-        }
-        // The last of two with the same name counts.
-        env.retain(|e| !self.spec.env.keys().any(|k| e.starts_with(&format!("{k}="))));
+        let given =
+            [DEFAULT_PATH.to_owned(), "HOME=/root".into(), format!("HOSTNAME={}", self.hostname)];
+        let set =
+            |text: &str| text.split_once('=').is_some_and(|(k, _)| self.spec.env.contains_key(k));
+        let mut env: Vec<_> = given.into_iter().filter(|e| !set(e)).collect();
         env.extend(self.spec.env.iter().map(|(k, v)| format!("{k}={v}")));
         let all: HashSet<_> = CAPABILITIES.into_iter().collect();
         let capabilities = LinuxCapabilitiesBuilder::default()
@@ -117,7 +116,7 @@ impl Bundle<'_> {
 
     fn mounts(&self) -> Result<Vec<Mount>, OciSpecError> {
         let mut mounts = get_default_mounts();
-        // A machine has no business with control groups, nor its start the time.
+        // A machine has no business with control groups.
         mounts.retain(|m| m.destination() != "/sys/fs/cgroup");
         for (source, path, readonly) in &self.mounts {
             let access = if *readonly { "ro" } else { "rw" };

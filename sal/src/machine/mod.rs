@@ -77,7 +77,7 @@ impl crate::workload::Driver for Driver {
             if &applied != spec {
                 self.adjust(id, &place, &applied, spec)?;
             }
-            return self.status(id, &place, spec);
+            return self.status(id, &place);
         }
         self.check(id, spec)?;
         let runtime = Runtime::find(&self.node)?;
@@ -98,15 +98,13 @@ impl crate::workload::Driver for Driver {
             }
         }
         started?;
-        self.status(id, &place, spec)
+        self.status(id, &place)
     }
 
     fn observe(&self, id: &ResourceId) -> Result<Option<MachineStatus>> {
         let place = Place::new(&self.node, id);
         match place.applied() {
-            Some(spec) if self.node.store.has(&place.root) => {
-                self.status(id, &place, &spec).map(Some)
-            }
+            Some(_) if self.node.store.has(&place.root) => self.status(id, &place).map(Some),
             _ => Ok(None),
         }
     }
@@ -175,14 +173,13 @@ pub(crate) fn stop_all(node: &Arc<Node>) -> Result<()> {
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
-        threads
-            .into_iter()
-            .map(|t| {
-                t.join().unwrap_or_else(|_| {
-                    Err(SalError::new(Code::Internal, "stopping the machines broke off"))
-                })
-            })
-            .collect()
+        let mut done = Ok(());
+        for thread in threads {
+            done = done.and(thread.join().unwrap_or_else(|_| {
+                Err(SalError::new(Code::Internal, "stopping the machines broke off"))
+            }));
+        }
+        done
     })
 }
 
@@ -192,9 +189,11 @@ impl Driver {
     fn is_settled(&self, id: &ResourceId, place: &Place) -> Result<bool> {
         let deadline = Instant::now() + START_PATIENCE;
         loop {
-            let record = place.record();
-            let ended = record.as_ref().is_some_and(|r| r.life.is_end());
-            let starting = record.is_some_and(|r| matches!(r.life, Life::Starting { .. }));
+            // A shim that has not written yet is starting, whatever the one before it has written.
+            let run = place.orders().map(|o| o.run);
+            let record = place.record().filter(|r| Some(&r.run) == run.as_ref());
+            let watches = record
+                .is_some_and(|r| !r.life.is_end() && !matches!(r.life, Life::Starting { .. }));
             if place.shim().is_none() {
                 // Looked at again: it may have ended between our two looks.
                 let rests = place
@@ -202,7 +201,7 @@ impl Driver {
                     .is_some_and(|r| matches!(r.life, Life::Exited { .. } | Life::Stopped));
                 return Ok(rests && !self.node.cgroups.is_populated(id));
             }
-            if !starting && !ended {
+            if watches {
                 return Ok(true);
             }
             if Instant::now() > deadline {
@@ -392,14 +391,13 @@ impl Driver {
         store.limit(&place.root, Counted::Own, to)
     }
 
-    fn status(&self, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Result<MachineStatus> {
+    fn status(&self, id: &ResourceId, place: &Place) -> Result<MachineStatus> {
         let record = place.record();
         let lives = place.shim().is_some();
         let (state, health) = state_of(record.as_ref(), lives);
         let pid = record.as_ref().filter(|_| lives).and_then(|r| r.life.pid());
         let driver = Runtime::find(&self.node).map_or("", |r| r.name());
         let (disk_used, _) = self.node.store.usage(&place.root, Counted::Own)?;
-        debug_assert!(spec.disk.0 > 0);
         Ok(MachineStatus {
             state,
             health,
@@ -432,7 +430,8 @@ fn state_of(record: Option<&Record>, lives: bool) -> (MachineState, Health) {
         }
         Life::Stopped => (MachineState::Stopped, Health::Good),
         _ if !lives => lost(),
-        Life::Starting { .. } | Life::Running { .. } => (MachineState::Running, Health::Good),
+        Life::Starting { .. } => (MachineState::BackingOff, failing("it is being started")),
+        Life::Running { .. } => (MachineState::Running, Health::Good),
         Life::Stopping { .. } => (MachineState::Running, failing("it is being stopped")),
         Life::BackingOff { reason, .. } => (MachineState::BackingOff, failing(reason)),
         Life::Interrupted => lost(),
