@@ -162,7 +162,12 @@ fn own_functions() -> Vec<(String, String)> {
             let doc: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
             let mut signature = String::new();
             let params: Vec<_> = metadata.params_info.iter().map(|p| p.as_str()).collect();
-            let _ = write!(signature, "{}({})", metadata.name, params.join(", "));
+            let _ = match params.split_first() {
+                Some((first, others)) if first.starts_with("handle:") => {
+                    write!(signature, "handle.{}({})", metadata.name, others.join(", "))
+                }
+                _ => write!(signature, "{}({})", metadata.name, params.join(", ")),
+            };
             if !matches!(metadata.return_type.as_str(), "" | "()") {
                 let _ = write!(signature, " -> {}", metadata.return_type);
             }
