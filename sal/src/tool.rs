@@ -3,16 +3,20 @@
 //! A tool runs with an empty environment but for a fixed `PATH` and `LC_ALL=C`, without standard
 //! input unless we give it one, and not longer than its timeout. What it prints is kept only as far
 //! as it is bounded. An error names the program, its arguments and how it ended; a program that is
-//! missing is named with the Debian package that has it.
+//! missing is named with the Debian package that has it. A tool does not outlive us: what it would
+//! still do could undo what is done by whoever takes the resource over.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::Signal;
 use rhizome_model::Code;
 use tokio_util::sync::CancellationToken;
 
@@ -98,6 +102,7 @@ impl Tool {
             .stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        die_with_us(&mut command);
         let mut child = command.spawn().during(format!("start '{line}'"))?;
         if let (Some(text), Some(mut pipe)) = (self.stdin, child.stdin.take()) {
             // A tool that ends early says why itself; a broken pipe would hide it.
@@ -146,6 +151,18 @@ pub(crate) fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("PATH", DEFAULT_PATH).env("LC_ALL", "C");
     command
+}
+
+/// Has the kernel kill the tool when the thread that waits for it is gone.
+fn die_with_us(command: &mut Command) {
+    let us = nix::unistd::getpid();
+    let tie = move || {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        // We may have died before that.
+        if nix::unistd::getppid() == us { Ok(()) } else { Err(Errno::ESRCH.into()) }
+    };
+    // SAFETY: both calls are plain system calls and allocate nothing.
+    unsafe { command.pre_exec(tie) };
 }
 
 enum Stopped {
@@ -209,7 +226,7 @@ fn ready<A: AsFd, B: AsFd>(out: Option<&A>, err: Option<&B>) -> std::io::Result<
     fds.extend(err.map(|p| PollFd::new(p.as_fd(), PollFlags::POLLIN)));
     let step = PollTimeout::try_from(STEP).unwrap_or(PollTimeout::ZERO);
     match nix::poll::poll(&mut fds, step) {
-        Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        Ok(_) | Err(Errno::EINTR) => {}
         Err(e) => return Err(e.into()),
     }
     let is_ready = |fd: Option<&PollFd>| fd.and_then(PollFd::any).unwrap_or(false);

@@ -69,9 +69,9 @@ fn assert_one(world: &World) {
     let shims = processes(&world.config.state.join("run").to_string_lossy());
     let shims: Vec<_> = shims.iter().filter(|p| p.contains("machine-shim")).collect();
     assert_eq!(shims.len(), 1, "{shims:#?}");
-    // The runtime's last step is to become the program.
+    // The runtime becomes the program, which forks before it executes another: both take a moment.
     let deadline = Instant::now() + Duration::from_secs(5);
-    while count_programs(world) == 0 && Instant::now() < deadline {
+    while count_programs(world) != 1 && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(2));
     }
     assert_eq!(count_programs(world), 1);
@@ -105,9 +105,9 @@ async fn ensure_after_a_killed_ensure_ends_in_one_machine() {
                 world.machines.delete(&machine).await.unwrap();
             }
         }
-        after += Duration::from_millis(7);
+        after += Duration::from_millis(4);
     }
-    assert!(unfinished >= 8, "only {unfinished} were killed before they were done");
+    assert!(unfinished >= 6, "only {unfinished} were killed before they were done");
 }
 
 #[tokio::test]
@@ -130,7 +130,7 @@ async fn delete_after_a_killed_delete_leaves_nothing() {
         }
         world.machines.delete(&machine).await.unwrap();
         world.assert_clean();
-        after += Duration::from_millis(6);
+        after += Duration::from_millis(4);
     }
 }
 

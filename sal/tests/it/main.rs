@@ -3,6 +3,9 @@
 //! These tests run as root. Each has a node of its own, with its own mark and pool, so they run in
 //! parallel; what a test has made is taken away when it ends, also when it fails.
 
+// All of it is tests, the functions that they share too.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod crash;
 mod image;
 mod logs;
