@@ -39,6 +39,7 @@ pub struct Accept<'a> {
 
 /// What became of it. Only [`Acceptance::Accepted`] changed anything.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "one at a time, and looked at once")]
 pub enum Acceptance {
     /// With the job that worked on the task until now and was told to stop, if there was one.
     Accepted {

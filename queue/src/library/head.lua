@@ -65,9 +65,7 @@ end
 -- k: job, done, counters, dead (only for dead letters). by: the lease, if it had one.
 local function conclude(k, id, queue, state, outcome, attempts, payload, by)
   redis.call('HSET', k.job, 'st', state, 'o', outcome, 'e', int(now()), 'a', attempts, 'j', payload)
-  if by then
-    redis.call('HSET', k.job, 'ls', by.entry, 'lo', by.owner, 'b', int(by.begun))
-  end
+  if by then redis.call('HSET', k.job, 'b', int(by.begun)) end
   redis.call('HDEL', k.job, 's', 'c', 'us', 'un')
   redis.call('EXPIRE', k.job, RECORD_TTL)
   redis.call('XADD', k.done, 'MAXLEN', '~', DONE_KEPT, '*', 'i', id)
@@ -81,7 +79,13 @@ local function ended(state)
   return state and state ~= 'queued' and state ~= 'delayed'
 end
 
--- Whether this lease's end was already written: the caller asks again because it heard no answer.
+-- The holder of a lease ended its attempt itself.
+local function sign(job, by)
+  redis.call('HSET', job, 'ls', by.entry, 'lo', by.owner)
+end
+
+-- Whether this lease's end was already written by its holder, who asks again because it heard no
+-- answer. Second: the state.
 local function concluded_by(job, entry, owner)
   local r = redis.call('HMGET', job, 'ls', 'lo', 'st')
   return r[1] == entry and r[2] == owner, r[3]

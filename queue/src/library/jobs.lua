@@ -2,7 +2,7 @@
 --   st state (queued stands for running too: the lane's group knows)   q queue   h its lane by priority
 --   l lane and s entry where it waits or runs   a attempts before   m most attempts   t submitted
 --   j payload (while it is in no lane)   o outcome   f last failure   b begun   e ended
---   c cancel asked for   ls, lo the entry and owner whose attempt ended last   us, un last write
+--   c cancel asked for   ls, lo the entry and owner that last ended its attempt itself   us, un last write
 
 -- Enqueues a job that is not known yet. j: id, queue, lane (name), max, payload.
 local function submit_one(job, lane, j)
@@ -16,7 +16,13 @@ end
 local function submit(KEYS, ARGV)
   local lanes = tonumber(ARGV[1])
   local place = {}
-  for i = 1, lanes do place[ARGV[1 + i]] = KEYS[1 + i] end
+  for i = 1, lanes do
+    place[ARGV[1 + i]] = KEYS[1 + i]
+    if redis.call('EXISTS', KEYS[1 + i]) == 0 then
+      make_lane(KEYS[1 + i])
+      redis.call('SADD', KEYS[1], string.match(ARGV[1 + i], '^(.*):'))
+    end
+  end
   local reply = {}
   local a = 2 + lanes
   for k = 2 + lanes, #KEYS do
@@ -28,10 +34,6 @@ local function submit(KEYS, ARGV)
       local pending = lane and redis.call('XPENDING', lane, GROUP, r[3], r[3], 1) or {}
       reply[#reply + 1] = #pending > 0 and 'running' or r[1]
     else
-      if redis.call('EXISTS', KEYS[1 + home]) == 0 then
-        redis.call('SADD', KEYS[1], queue)
-        for i = 1, lanes do make_lane(KEYS[1 + i]) end
-      end
       submit_one(KEYS[k], KEYS[1 + home],
         { id = id, queue = queue, lane = ARGV[1 + home], max = max, payload = payload })
       reply[#reply + 1] = 'new'
@@ -117,7 +119,7 @@ local function give_back(KEYS, ARGV)
       elseif r[1] then
         make_lane(again)
         local new = enqueue(again, id, attempts, l.payload)
-        redis.call('HSET', job, 's', new, 'l', again_name, 'a', attempts, 'ls', entry, 'lo', owner)
+        redis.call('HSET', job, 's', new, 'l', again_name, 'a', attempts)
       end
     end
   end
@@ -177,6 +179,7 @@ local function retry(KEYS, ARGV)
   local k = { job = KEYS[1], done = KEYS[3], counters = KEYS[4] }
   drop_entry(KEYS[2], entry)
   redis.call('HSET', KEYS[1], 'f', ARGV[4])
+  sign(KEYS[1], l)
   if r[2] then
     conclude(k, l.id, queue, 'cancelled', ARGV[6], l.attempt, l.payload, l)
     return 'exhausted'
@@ -189,8 +192,7 @@ local function retry(KEYS, ARGV)
   local at = now() + tonumber(ARGV[3])
   local first = redis.call('ZRANGE', KEYS[6], 0, 0, 'WITHSCORES')
   redis.call('ZADD', KEYS[6], int(at), ARGV[7])
-  redis.call('HSET', KEYS[1], 'st', 'delayed', 'a', l.attempt, 'j', l.payload, 'ls', entry, 'lo', owner,
-    'b', int(l.begun))
+  redis.call('HSET', KEYS[1], 'st', 'delayed', 'a', l.attempt, 'j', l.payload, 'b', int(l.begun))
   redis.call('HDEL', KEYS[1], 's')
   redis.call('HINCRBY', KEYS[4], queue .. ' delayed', 1)
   if not first[2] or at < tonumber(first[2]) then

@@ -78,6 +78,7 @@ local function finish(KEYS, ARGV)
     if short then return short end
   end
   drop_entry(KEYS[2], entry)
+  sign(KEYS[1], l)
   conclude({ job = KEYS[1], done = KEYS[3], counters = KEYS[4] }, l.id, ARGV[3], ARGV[4], ARGV[5],
     l.attempt, l.payload, l)
   if t then put_task(k, t) end

@@ -1,5 +1,10 @@
 //! The queue against a real redis-server, one per test, on a unix socket in a folder of its own.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "allow-unwrap-in-tests does not see the helpers of an integration test"
+)]
+
 mod connect;
 mod events;
 mod jobs;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use rhizome_model::{Code, Failure, Job, JobEvent, JobState, Outcome};
+use rhizome_model::{Code, Failure, Job, JobEvent, JobId, JobState, Outcome};
 use rhizome_queue::{Durability, Lease, Queue, QueueError, Retried, Runner};
 use serde_json::json;
 
@@ -76,15 +76,16 @@ impl Model {
 
 struct Real {
     queue: Queue,
-    runner: Runner,
+    /// Lives from one claim to the next, so that it claims only when the history says so.
+    runner: Option<Runner>,
     wire: redis::aio::MultiplexedConnection,
     lease: Option<Lease>,
 }
 
 impl Real {
-    async fn apply(&mut self, id: rhizome_model::JobId, step: Step, can_claim: bool) {
+    async fn apply(&mut self, id: JobId, step: Step, can_claim: bool) {
         match step {
-            Step::Claim if can_claim => self.lease = Some(take(&mut self.runner).await),
+            Step::Claim if can_claim => self.claim(id).await,
             Step::Claim => {}
             Step::Succeed => self.end(Outcome::Succeeded(json!(1))).await,
             Step::Fail => self.end(Outcome::Failed(failure())).await,
@@ -103,7 +104,7 @@ impl Real {
             }
             Step::Die => {
                 if let Some(lease) = self.lease.take() {
-                    self.queue.release_runner(self.runner.name()).await.unwrap();
+                    self.queue.release_runner(&id.to_string()).await.unwrap();
                     let late = lease.finish(&Outcome::Succeeded(json!("late"))).await;
                     assert!(matches!(late, Err(QueueError::Fenced)), "{late:?}");
                 }
@@ -115,6 +116,16 @@ impl Real {
         }
     }
 
+    async fn claim(&mut self, id: JobId) {
+        if let Some(old) = self.runner.take() {
+            old.close().await;
+        }
+        let mut runner = self.queue.runner(options(&id.to_string(), 1)).await.unwrap();
+        self.lease = Some(take(&mut runner).await);
+        runner.drain();
+        self.runner = Some(runner);
+    }
+
     async fn end(&mut self, outcome: Outcome) {
         if let Some(lease) = self.lease.take() {
             lease.finish(&outcome).await.unwrap();
@@ -122,7 +133,7 @@ impl Real {
     }
 
     /// The hour of pause is over.
-    async fn make_due(&mut self, id: rhizome_model::JobId) {
+    async fn make_due(&mut self, id: JobId) {
         let mut add = redis::cmd("ZADD");
         add.arg("{n}:delayed").arg("XX").arg(1).arg(format!("{id} volume:2"));
         add.query_async::<()>(&mut self.wire).await.unwrap();
@@ -148,24 +159,11 @@ async fn compare(server: &Server, queue: &Queue, max: u32, steps: &[Step]) {
     let job = Job { max_attempts: max, ..job("volume") };
     queue.submit(std::slice::from_ref(&job)).await.unwrap();
     let mut model = Model { state: JobState::Queued, attempts: 0, max, cancel_asked: false };
-    let name = job.id.to_string();
-    let mut real = Real {
-        queue: queue.clone(),
-        runner: queue.runner(options("not yet", 1)).await.unwrap(),
-        wire: server.wire().await,
-        lease: None,
-    };
-    // The runner of the history claims only when the history says so: it lives from step to step.
-    real.runner.drain();
+    let mut real =
+        Real { queue: queue.clone(), runner: None, wire: server.wire().await, lease: None };
     for step in steps {
         let claims = matches!(step, Step::Claim) && model.state == JobState::Queued;
-        if claims {
-            real.runner = queue.runner(options(&name, 1)).await.unwrap();
-        }
         real.apply(job.id, *step, claims).await;
-        if claims {
-            real.runner.drain();
-        }
         model.apply(*step);
         let record = queue.job(job.id).await.unwrap().unwrap();
         assert_eq!(
@@ -176,7 +174,7 @@ async fn compare(server: &Server, queue: &Queue, max: u32, steps: &[Step]) {
     }
     queue.cancel(job.id).await.unwrap();
     drop(real);
-    queue.release_runner(&name).await.unwrap();
+    queue.release_runner(&job.id.to_string()).await.unwrap();
     assert!(state(queue, job.id).await.is_ended());
 }
 

@@ -41,8 +41,12 @@ async fn accept(queue: &Queue, task: &Task, base: Option<(u64, Phase)>) -> Accep
 }
 
 async fn scripts(queue: &Queue, name: &str) -> Runner {
+    scripts_with(queue, name, 4).await
+}
+
+async fn scripts_with(queue: &Queue, name: &str, slots: usize) -> Runner {
     let queues = vec!["script".into()];
-    queue.runner(RunnerOptions { queues, ..options(name, 4) }).await.unwrap()
+    queue.runner(RunnerOptions { queues, ..options(name, slots) }).await.unwrap()
 }
 
 /// Brings an accepted task to its end.
@@ -317,7 +321,8 @@ async fn reservations_grow_only_into_what_is_free() {
 async fn job_task_and_events_end_together_or_not_at_all() {
     let server = Server::start();
     let queue = server.queue().await;
-    let mut dead = scripts(&queue, "dead").await;
+    // Its one slot is taken: it cannot claim the job again, though it lives.
+    let mut dead = scripts_with(&queue, "dead", 1).await;
     let mut task = task(&deployment("a"), 1, capacity(1000, 1));
     accept(&queue, &task, None).await;
     let stale = take(&mut dead).await;
