@@ -13,7 +13,7 @@ use crate::lock::Lock;
 use crate::machine::{self, Runtime};
 use crate::node::{Mark, Node, NodeConfig};
 use crate::workload::{self, Workload};
-use crate::{files, net, pool};
+use crate::{files, image, net, pool};
 
 /// Kept for the node itself: a part of the whole, and not less than this.
 const MEMORY_RESERVE: Reserve = Reserve { part: 16, least: Bytes::mib(256) };
@@ -55,6 +55,7 @@ impl Sal {
             Runtime::find(&node)?;
             net::up(&node.config, &node.mark)?;
             node.cgroups.prepare()?;
+            image::sweep(&node)?;
             Ok(Self { node: Arc::new(node) })
         })
         .await

@@ -41,6 +41,19 @@ pub(crate) fn obtain(node: &Node, image: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Removes what imports have left that were killed and never tried again.
+pub(crate) fn sweep(node: &Node) -> Result<()> {
+    for name in files::names(&node.images())? {
+        if let Some(key) = name.strip_prefix(".new-") {
+            // Held by an import that is alive.
+            let lock = Lock::take(&node.locks().join(format!("image.{key}")))?;
+            node.store.delete(&node.images().join(&name))?;
+            lock.remove()?;
+        }
+    }
+    Ok(())
+}
+
 fn known(node: &Node, key: &str) -> Option<PathBuf> {
     let digest = fs::read_to_string(node.images().join(KNOWN).join(key)).ok()?;
     // A power cut can leave an empty note.

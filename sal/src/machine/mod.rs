@@ -83,12 +83,9 @@ impl crate::workload::Driver for Driver {
         let runtime = Runtime::find(&self.node)?;
         let restarts =
             if keeps_root { place.record().map_or(0, |r| r.restarts.saturating_add(1)) } else { 0 };
-        let made = if keeps_root {
-            self.halt(id, &place, Stop::Interrupt)?;
-            self.node.store.limit(&place.root, Counted::Own, spec.disk)?;
-            net::attach(&self.node.config, &self.node.mark, id)
-        } else {
-            self.make_anew(id, &place, spec, &identity)
+        let made = match &image {
+            None => self.revive(id, &place, spec),
+            Some(image) => self.make_anew(id, &place, spec, &identity, image),
         };
         let started = made.and_then(|()| self.start(id, &place, spec, &runtime, restarts));
         if let (Err(_), false) = (&started, keeps_root) {
@@ -238,6 +235,13 @@ impl Driver {
         Ok(())
     }
 
+    /// Makes the rest of a machine whose root file system is there.
+    fn revive(&self, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Result<()> {
+        self.halt(id, place, Stop::Interrupt)?;
+        self.node.store.limit(&place.root, Counted::Own, spec.disk)?;
+        net::attach(&self.node.config, &self.node.mark, id)
+    }
+
     /// Clears away whatever there was, and makes root file system and network.
     fn make_anew(
         &self,
@@ -245,14 +249,14 @@ impl Driver {
         place: &Place,
         spec: &MachineSpec,
         identity: &str,
+        image: &Path,
     ) -> Result<()> {
-        let image = image::obtain(&self.node, &spec.image)?;
         crate::workload::Driver::delete(self, id)?;
         let store = &self.node.store;
         // The file system waits for its transaction, the network for `ip`: both at a time.
         std::thread::scope(|scope| {
             let root = scope.spawn(|| {
-                store.snapshot(&image, &place.new_root)?;
+                store.snapshot(image, &place.new_root)?;
                 store.limit(&place.new_root, Counted::Own, spec.disk)?;
                 btrfs::write_note(&place.new_root, identity)?;
                 fs::rename(&place.new_root, &place.root)

@@ -37,7 +37,7 @@ async fn a_machine_runs_is_seen_and_goes_without_a_trace() {
     assert_eq!(status["hostname"], "web");
     let again = world.machines.ensure(&web, &spec).await.unwrap();
     assert_eq!(pid(&again), pid(&status), "ensure of what is so changes nothing");
-    assert_eq!(world.machines.list().await.unwrap(), [web.clone()]);
+    assert_eq!(world.machines.list().await.unwrap(), std::slice::from_ref(&web));
     assert_eq!(world.exec(&web, "hostname; id -u; pwd").await, (0, "web\n0\n/\n".into()));
 
     let shims = crate::world::processes("machine-shim");
@@ -128,6 +128,12 @@ async fn limits_are_set_and_change_in_place() {
     // The new policy holds for the next end: it rests.
     world.exec(&web, "kill -TERM 1").await;
     world.until(&web, |s| s["state"] == "exited").await;
+
+    let mut bad = spec.clone();
+    bad["image"] = json!(format!("{}.not-there", world.image));
+    let (before, _) = world.act(&web, Action::Start).await.unwrap();
+    assert_code(world.machines.ensure(&web, &bad).await, Code::ImageNotFound);
+    assert_eq!(pid(&world.status(&web).await), pid(&before), "the old one stays");
 
     spec["env"] = json!({ "A": "b" });
     let replaced = world.machines.ensure(&web, &spec).await.unwrap();

@@ -81,6 +81,17 @@ async fn up_adopts_what_is_there_and_open_sees_it() {
 }
 
 #[tokio::test]
+async fn up_sweeps_away_what_a_killed_import_has_left() {
+    let world = World::new().await;
+    let left = world.pool().join("images/.new-0123");
+    let mut make = Command::new("btrfs");
+    make.args(["-q", "subvolume", "create"]).arg(&left);
+    assert!(make.status().unwrap().success());
+    Sal::up(world.config.clone()).await.unwrap();
+    assert!(!left.exists());
+}
+
+#[tokio::test]
 async fn a_node_that_cannot_be_is_refused() {
     let world = World::new().await;
     let mut config = world.config.clone();
