@@ -81,6 +81,8 @@ impl crate::workload::Driver for Driver {
         }
         self.check(id, spec)?;
         let runtime = Runtime::find(&self.node)?;
+        // Before anything of the old machine goes: it stays when its new image is no good.
+        let image = if keeps_root { None } else { Some(image::obtain(&self.node, &spec.image)?) };
         let restarts =
             if keeps_root { place.record().map_or(0, |r| r.restarts.saturating_add(1)) } else { 0 };
         let made = match &image {
