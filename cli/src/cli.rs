@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands as c;
 use crate::error::Error;
+use crate::{bench, dev, services};
 
 /// Deploy signed scripts as machines, volumes and databases.
 #[derive(Debug, Parser)]
@@ -59,16 +60,10 @@ pub struct Globals {
     /// Print JSON (docs/json.md) and nothing else.
     #[arg(long, global = true)]
     pub json: bool,
-    /// What to log to standard error, as a tracing filter such as `info` or `rhizome_queue=debug`.
-    #[arg(
-        long,
-        global = true,
-        env = "RHIZOME_LOG",
-        value_name = "FILTER",
-        default_value = "warn",
-        hide_env_values = true
-    )]
-    pub log: String,
+    /// What to log to standard error, as a tracing filter such as `info` or `rhizome_queue=debug`
+    /// [default: info for services, else warn].
+    #[arg(long, global = true, env = "RHIZOME_LOG", value_name = "FILTER", hide_env_values = true)]
+    pub log: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -103,7 +98,7 @@ pub enum Command {
     Verify(c::verify::Args),
     /// List nodes.
     Nodes(c::nodes::Args),
-    /// Show a node.
+    /// Show a node (`node ID`), or be one: identity manager, supervisor and runners.
     Node(c::node::Args),
     /// Show the job queues of nodes.
     Queues(c::queues::Args),
@@ -111,6 +106,18 @@ pub enum Command {
     Definitions(c::definitions::Args),
     /// Print the table of the script API (Markdown).
     Reference(c::reference::Args),
+    /// Run the whole system on this machine.
+    Dev(dev::Args),
+    /// Measure the system.
+    Bench(bench::Args),
+    /// Serve the registry of accounts, farms and nodes.
+    Ledger(services::ledger::Args),
+    /// Take signed envelopes, route them to nodes and follow them to their end.
+    Coord(services::coord::Args),
+    /// Verify, admit and enqueue deployments on a node; run its runners.
+    Supervisor(services::supervisor::Args),
+    /// Take jobs of queues and do them.
+    Runner(services::runner::Args),
 }
 
 impl Command {
@@ -135,6 +142,21 @@ impl Command {
             Self::Queues(args) => c::queues::run(args, globals).await,
             Self::Definitions(args) => c::definitions::run(args, globals).await,
             Self::Reference(args) => c::reference::run(args, globals).await,
+            Self::Dev(args) => Box::pin(dev::run(args, globals)).await,
+            Self::Bench(args) => Box::pin(bench::run(args, globals)).await,
+            Self::Ledger(args) => Box::pin(services::ledger::run(args, globals)).await,
+            Self::Coord(args) => Box::pin(services::coord::run(args, globals)).await,
+            Self::Supervisor(args) => Box::pin(services::supervisor::run(args, globals)).await,
+            Self::Runner(args) => Box::pin(services::runner::run(args, globals)).await,
+        }
+    }
+
+    /// Whether it goes on until it is told to stop: then it says what it does.
+    pub fn is_service(&self) -> bool {
+        match self {
+            Self::Ledger(_) | Self::Coord(_) | Self::Supervisor(_) | Self::Runner(_) => true,
+            Self::Node(args) => args.id.is_none(),
+            _ => false,
         }
     }
 }

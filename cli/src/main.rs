@@ -7,10 +7,12 @@
 //!        ─▶ commands::X::run(args, &globals) ─▶ exit code, or an error that `output` shows
 //! ```
 
+mod bench;
 mod cli;
 mod commands;
 mod config;
 mod coord;
+mod dev;
 mod document;
 mod error;
 mod follow;
@@ -19,6 +21,7 @@ mod profile;
 mod progress;
 mod refs;
 mod render;
+mod services;
 mod submission;
 
 use std::ffi::OsStr;
@@ -57,7 +60,9 @@ fn run() -> Result<ExitCode, Error> {
         Err(e) if !e.use_stderr() || e.kind() == NO_COMMAND => e.exit(),
         Err(e) => return Err(Error::from_clap(&e)),
     };
-    rhizome_service::log::init(&cli.globals.log, rhizome_service::log::Format::Text)
+    let usual = if cli.command.is_service() { "info" } else { "warn" };
+    let filter = cli.globals.log.as_deref().unwrap_or(usual);
+    rhizome_service::log::init(filter, rhizome_service::log::Format::Text)
         .map_err(|e| error::misuse(e.to_string()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -137,7 +137,7 @@ async fn events(
     let stream = supervisor.queue.follow(resumed.or(query.after));
     let stream = stream.filter_map(async |item| match item {
         Ok((id, event)) => SseEvent::default().id(id).json_data(&event).ok(),
-        Err(QueueError::Trimmed) => Some(SseEvent::default().event("trimmed").data("")),
+        Err(QueueError::Trimmed) => Some(SseEvent::default().event("trimmed").data("{}")),
         Err(error) => {
             tracing::warn!(%error, "a follower of events waits");
             None

@@ -14,8 +14,8 @@ use rhizome_engine::{Context, Peer, Script, plan};
 use rhizome_identity::{Verified, mycelium_address, verify};
 use rhizome_model::api::TaskView;
 use rhizome_model::{
-    Capacity, Code, DeleteDocument, DeploymentDocument, Document, Event, Failure, Job, JobId,
-    KeyId, NodeId, Phase, Priority, Task, What, Work, queue_name,
+    Capacity, Code, DeleteDocument, DeploymentDocument, DeploymentId, Document, Envelope, Event,
+    Failure, Job, JobId, KeyId, NodeId, Phase, Priority, Task, What, Work, queue_name,
 };
 use rhizome_queue::{Accept, Acceptance};
 use rhizome_service::clock;
@@ -33,6 +33,9 @@ const UNDO_MS: u64 = 10 * 60 * 1000;
 impl Supervisor {
     /// Takes an envelope, or refuses it. The same envelope again is answered with its task.
     pub async fn take(&self, bytes: &[u8]) -> Result<TaskView, Failure> {
+        if let Some(task) = self.held(bytes).await? {
+            return self.seen(task).await;
+        }
         let verified =
             match verify(bytes, self.accounts.as_ref(), &self.network, clock::now_secs()).await {
                 Ok(verified) => verified,
@@ -50,15 +53,29 @@ impl Supervisor {
         };
         let refused = result.as_ref().err();
         self.note(Some(&verified.digest), Some(&deployment), &verified.signers, what, refused);
-        let task = result?;
-        let statuses = self.queue.statuses(&task.deployment).await.unwrap_or_default();
+        self.seen(result?).await
+    }
+
+    /// The task whose envelope these very bytes are: they were verified when they came first, and a
+    /// coordinator that asks again must not be refused because they have expired meanwhile.
+    async fn held(&self, bytes: &[u8]) -> Result<Option<Task>, Failure> {
+        let Ok(envelope) = Envelope::from_json(bytes) else { return Ok(None) };
+        let document = Document::from_payload(&envelope.payload_type, &envelope.payload);
+        let Some(Ok(Document::Deployment(document))) = document else { return Ok(None) };
+        let id = DeploymentId { account: document.account, name: document.name };
+        let task = self.queue.task(&id).await?;
+        Ok(task.filter(|t| t.envelope.as_bytes() == bytes && t.phase != Phase::Deleting))
+    }
+
+    async fn seen(&self, task: Task) -> Result<TaskView, Failure> {
+        let statuses = self.queue.statuses(&task.deployment).await?;
         Ok(view::task(&task, self.facts.id, &statuses))
     }
 
     fn note(
         &self,
         digest: Option<&str>,
-        deployment: Option<&rhizome_model::DeploymentId>,
+        deployment: Option<&DeploymentId>,
         signers: &[KeyId],
         what: &'static str,
         refused: Option<&Failure>,
@@ -79,11 +96,6 @@ impl Supervisor {
         let deployment = verified.document.deployment_id();
         let envelope = String::from_utf8_lossy(bytes).into_owned();
         let current = self.queue.task(&deployment).await?;
-        if let Some(same) =
-            current.as_ref().filter(|t| t.version == document.version && t.envelope == envelope)
-        {
-            return Ok(same.clone());
-        }
         let peers = self.peers(document).await?;
         let script = Script {
             file: format!("{}.rhai", document.name),

@@ -153,10 +153,12 @@ fn spawn(pool: &Pool, name: &str) -> std::io::Result<Child> {
 
 /// Waits until the runner ends. When we stop, it is told by the end of its standard input.
 async fn watch(child: &mut Child, name: &str, stop: &CancellationToken) {
+    // Waiting would close it, and that is the sign to stop.
+    let lifeline = child.stdin.take();
     let status = tokio::select! {
         status = child.wait() => status,
         () = stop.cancelled() => {
-            drop(child.stdin.take());
+            drop(lifeline);
             match tokio::time::timeout(STOP, child.wait()).await {
                 Ok(status) => status,
                 Err(_) => {

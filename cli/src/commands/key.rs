@@ -103,7 +103,7 @@ pub fn load(path: &Path) -> Result<SigningKey, Failure> {
     })
 }
 
-fn refuse(error: KeyError) -> Failure {
+pub fn refuse(error: KeyError) -> Failure {
     match error {
         KeyError::Random(_) | KeyError::File { .. } => {
             Failure::new(Code::Internal, error.to_string())

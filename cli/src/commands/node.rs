@@ -10,17 +10,30 @@ use crate::coord::Session;
 use crate::error::Error;
 use crate::output;
 use crate::render::node;
+use crate::services;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  rhizome node 1")]
+#[command(
+    after_help = "Examples:\n  rhizome node 1\n  \
+        rhizome node --ledger http://127.0.0.1:8700 --farm homefarm --redis /run/rhizome/redis.sock"
+)]
 pub struct Args {
-    /// The node.
-    pub id: NodeId,
+    /// The node to show. Without one, this machine becomes a node.
+    pub id: Option<NodeId>,
+    #[command(flatten)]
+    service: services::node::NodeOptions,
 }
 
 pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
+    match args.id {
+        Some(id) => show(id, globals).await,
+        None => Box::pin(services::node::run(args.service, globals)).await,
+    }
+}
+
+async fn show(id: NodeId, globals: &Globals) -> Result<ExitCode, Error> {
     let coord = Session::open(globals)?.coord;
-    let (view, status) = tokio::join!(coord.node(args.id), coord.node_status(args.id));
+    let (view, status) = tokio::join!(coord.node(id), coord.node_status(id));
     let view = view?;
     // A node that does not answer is worth showing; anything else is an error of ours or theirs.
     let (status, silence) = match status {

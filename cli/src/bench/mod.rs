@@ -1,0 +1,30 @@
+//! `rhizome bench`: what the system does per second, as its users see it.
+
+mod submit;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use crate::cli::Globals;
+use crate::error::Error;
+
+/// Measure the system.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  rhizome bench submit --json")]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// From submitting a script that does nothing to its result.
+    Submit(submit::Args),
+}
+
+pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
+    match args.what {
+        What::Submit(args) => Box::pin(submit::run(args, globals)).await,
+    }
+}
