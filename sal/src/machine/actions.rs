@@ -21,7 +21,8 @@ const WAIT_OUTPUT: usize = 64 << 10;
 /// How soon an end, or a new line of a log, is noticed: at first, and when nothing happens.
 const SOON: Duration = Duration::from_millis(2);
 const LATE: Duration = Duration::from_millis(100);
-/// Files of a machine that is being stopped are looked for this long before it counts as lost.
+/// A machine that is being started or stopped by somebody else is without a shim for a moment; after
+/// this it counts as lost.
 const LOST_PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) fn act(
@@ -49,6 +50,8 @@ pub(super) fn act(
 }
 
 fn start(driver: &Driver, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Result<Value> {
+    // A shim that has written an end is about to go.
+    driver.is_settled(id, place)?;
     if place.shim().is_none() {
         driver.check(id, spec)?;
         let runtime = Runtime::find(&driver.node)?;
