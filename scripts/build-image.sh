@@ -15,27 +15,28 @@ new=$(mktemp "$out.XXXXXX")
 trap 'rm -rf "$root" "$new"' EXIT
 
 cd "$root"
-mkdir -p bin sbin etc tmp root data dev proc sys run usr/bin usr/sbin var/www
+mkdir -p bin etc tmp root data dev proc sys run usr var/www
+# One folder of programs under every name that scripts use for it.
+ln -s bin sbin
+ln -s ../bin usr/bin
+ln -s ../bin usr/sbin
 chmod 755 .
 chmod 1777 tmp
 cp "$busybox" bin/busybox
 chmod 755 bin/busybox
-"$busybox" --list-full | while read -r applet; do
-    case $applet in
-        bin/busybox | linuxrc) ;;
-        *) mkdir -p "$(dirname "$applet")" && ln -s /bin/busybox "$applet" ;;
-    esac
+"$busybox" --list | while read -r applet; do
+    [ "$applet" = busybox ] || ln -s busybox "bin/$applet"
 done
 # Debian's list has no sh at times; a machine without one is of little use.
-[ -e bin/sh ] || [ -L bin/sh ] || ln -s /bin/busybox bin/sh
+[ -e bin/sh ] || ln -s busybox bin/sh
 # The default command: it waits, and ends at once when it is asked to.
-rm -f sbin/init
-cat > sbin/init <<'INIT'
+rm -f bin/init
+cat > bin/init <<'INIT'
 #!/bin/sh
 trap 'exit 0' TERM INT
 while :; do sleep 3600 & wait $!; done
 INIT
-chmod 755 sbin/init
+chmod 755 bin/init
 printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' > etc/passwd
 printf 'root:x:0:\nnogroup:x:65534:\n' > etc/group
 printf '::1 localhost\n127.0.0.1 localhost\n' > etc/hosts
