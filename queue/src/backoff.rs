@@ -8,7 +8,7 @@ use rhizome_model::Backoff;
 pub const JOB_RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
 /// Between the attempts to reach redis-server.
 pub(crate) const RECONNECT: Backoff =
-    Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+    Backoff::new(Duration::from_millis(20), Duration::from_millis(250));
 
 /// The pause after the attempt `attempt` (from 1) of a job failed.
 pub fn backoff(attempt: u32) -> Duration {

@@ -20,7 +20,8 @@ use crate::backoff::{RECONNECT, jittered};
 use crate::link::{BLOCK, Link};
 use crate::{Queue, QueueError, keys};
 
-/// Ended jobs that one read takes.
+/// Ended jobs that one read takes; fewer than the stream keeps, so that a reader who falls behind
+/// as far as to miss something knows it by a full read.
 const NEWS: usize = 1000;
 
 pub(crate) struct News {
@@ -133,7 +134,12 @@ async fn follow_once(
         read.arg("COUNT").arg(NEWS).arg("BLOCK").arg(BLOCK.as_millis() as u64);
         read.arg("STREAMS").arg(keys::DONE).arg(&last);
         let news: Option<StreamReadReply> = read.query_async(&mut connection).await?;
-        for entry in news.into_iter().flat_map(|n| n.keys).flat_map(|k| k.ids) {
+        let ended: Vec<_> = news.into_iter().flat_map(|n| n.keys).flat_map(|k| k.ids).collect();
+        // So much news that older news may have been dropped before we read it.
+        if ended.len() == NEWS {
+            waiters.wake_all();
+        }
+        for entry in ended {
             if let Some(id) = entry.get::<String>("i") {
                 waiters.wake(&id);
             }

@@ -34,6 +34,9 @@ use held::Held;
 /// Dropped leases that one call gives back.
 const RETURNED: usize = 64;
 
+/// redis-server is given this long, twice, when a runner stops.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// Who takes jobs, and which.
 #[derive(Debug, Clone)]
 pub struct RunnerOptions {
@@ -141,15 +144,22 @@ impl Runner {
     /// off.
     pub async fn close(mut self) {
         self.drain();
-        self.claimer.wait().await;
+        let runner = self.shared.options.name.clone();
+        if tokio::time::timeout(FAREWELL, self.claimer.wait()).await.is_err() {
+            tracing::warn!(runner, "stops in the middle of a claim: redis-server does not answer");
+        }
         while let Ok(lease) = self.leases.try_recv() {
             lease.shelve();
         }
         self.stop.cancel();
+        self.claimer.wait().await;
         self.tasks.wait().await;
-        if let Err(error) = self.shared.sign_off().await {
-            let runner = self.name();
-            tracing::warn!(runner, %error, "could not sign off; the others will notice by themselves");
+        match tokio::time::timeout(FAREWELL, self.shared.sign_off()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(runner, %error, "could not sign off; its silence will tell");
+            }
+            Err(_) => tracing::warn!(runner, "could not sign off in time; its silence will tell"),
         }
     }
 }

@@ -117,3 +117,59 @@ async fn jobs_survive_kills_in_the_middle_of_everything() {
     assert_eq!(stats.ended.into_iter().collect::<Vec<_>>(), [(JobState::Succeeded, 300)]);
     worker.abort();
 }
+
+#[tokio::test]
+async fn a_runner_goes_on_after_everything_was_flushed() {
+    let server = Server::start();
+    let queue = server.queue().await;
+    let mut runner = queue.runner(options("a", 2)).await.unwrap();
+    queue.submit(&[job("volume")]).await.unwrap();
+    let lost = take(&mut runner).await;
+    let mut wire = server.wire().await;
+    redis::cmd("FLUSHALL").query_async::<()>(&mut wire).await.unwrap();
+    soon("the news of the loss", lost.cancelled().cancelled_owned()).await;
+    let finished = lost.finish(&Outcome::Cancelled).await;
+    assert!(matches!(finished, Err(rhizome_queue::QueueError::Fenced)), "{finished:?}");
+    let next = job("volume");
+    queue.submit(std::slice::from_ref(&next)).await.unwrap();
+    let lease = take(&mut runner).await;
+    assert_eq!(lease.job.id, next.id);
+    lease.finish(&Outcome::Succeeded(json!(1))).await.unwrap();
+    assert_eq!(queue.wait(next.id).await.unwrap(), Outcome::Succeeded(json!(1)));
+}
+
+#[tokio::test]
+async fn a_frozen_redis_server_costs_nothing_but_time() {
+    let server = Server::start();
+    let queue = server.queue().await;
+    let _upkeep = maintain(&queue);
+    let mut runner = runner(&queue, "a").await;
+    let jobs = [job("volume"), job("volume")];
+    queue.submit(&jobs[..1]).await.unwrap();
+    let lease = take(&mut runner).await;
+    server.signal("STOP");
+    let submitter = queue.clone();
+    let second = jobs[1].clone();
+    let submitting = tokio::spawn(async move { submitter.submit(&[second]).await });
+    // Longer than the second after which a runner counts as dead.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(!submitting.is_finished());
+    server.signal("CONT");
+    soon("the submission", submitting).await.unwrap().unwrap();
+    lease.finish(&Outcome::Succeeded(json!(null))).await.unwrap();
+    drop(lease);
+    let lease = take(&mut runner).await;
+    assert_eq!((lease.job.id, lease.attempt), (jobs[1].id, 1));
+}
+
+#[tokio::test]
+async fn a_runner_stops_in_time_without_a_redis_server() {
+    let mut server = Server::start();
+    let queue = server.queue().await;
+    let mut runner = runner(&queue, "a").await;
+    queue.submit(&[job("volume")]).await.unwrap();
+    let lease = take(&mut runner).await;
+    server.kill();
+    drop(lease);
+    soon("the end of the runner", runner.close()).await;
+}

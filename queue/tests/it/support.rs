@@ -63,6 +63,13 @@ impl Server {
         self.process.wait().unwrap();
     }
 
+    /// By its name, without SIG.
+    pub fn signal(&self, signal: &str) {
+        let pid = self.process.id().to_string();
+        let sent = Command::new("kill").args(["-s", signal, &pid]).status().unwrap();
+        assert!(sent.success());
+    }
+
     pub fn start_again(&mut self) {
         self.process = spawn(&self.folder, &self.extra);
     }

@@ -65,7 +65,7 @@ async fn everything_is_accepted_in_one_step() {
     let task = task(&id, 1, capacity(1000, 1));
     assert_eq!(accept(&queue, &task, None).await, ACCEPTED);
     assert_eq!(queue.task(&id).await.unwrap().unwrap(), task);
-    assert_eq!(queue.tasks().await.unwrap(), [task.clone()]);
+    assert_eq!(queue.tasks().await.unwrap(), std::slice::from_ref(&task));
     assert_eq!(queue.reserved().await.unwrap(), capacity(1000, 1));
     assert_eq!(state(&queue, task.job).await, JobState::Queued);
     let mut events = Box::pin(queue.follow(None));
