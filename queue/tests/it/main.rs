@@ -10,6 +10,7 @@ mod events;
 mod jobs;
 mod leases;
 mod model;
+mod reservations;
 mod restart;
 mod storm;
 mod support;
