@@ -184,12 +184,14 @@ pub(crate) fn stop_all(node: &Arc<Node>) -> Result<()> {
 
 impl Driver {
     /// Whether the machine is as it should stay: a shim sees to it, or it ended for good. A start
-    /// that is under way is waited for.
+    /// that is under way is waited for; a stop that somebody has left half done is not settled.
     fn is_settled(&self, id: &ResourceId, place: &Place) -> Result<bool> {
         let deadline = Instant::now() + START_PATIENCE;
         loop {
             // A shim that has not written yet is starting, whatever the one before it has written.
-            let run = place.orders().map(|o| o.run);
+            let orders = place.orders();
+            let stops = orders.as_ref().is_some_and(|o| o.stop.is_some());
+            let run = orders.map(|o| o.run);
             let record = place.record().filter(|r| Some(&r.run) == run.as_ref());
             let watches = record
                 .is_some_and(|r| !r.life.is_end() && !matches!(r.life, Life::Starting { .. }));
@@ -200,8 +202,8 @@ impl Driver {
                     .is_some_and(|r| matches!(r.life, Life::Exited { .. } | Life::Stopped));
                 return Ok(rests && !self.node.cgroups.is_populated(id));
             }
-            if watches {
-                return Ok(true);
+            if stops || watches {
+                return Ok(!stops);
             }
             if Instant::now() > deadline {
                 return Ok(false);
@@ -296,6 +298,7 @@ impl Driver {
             cgroup: self.node.cgroups.of_shim(id),
             oom: self.node.cgroups.oom_file(id),
             restarts,
+            stop: None,
         })?;
         Tool::new(&self.node.config.program).arg("machine-shim").arg(&place.dir).arg(&run).run()?;
         let record = await_start(id, place, &run)?;
@@ -336,6 +339,10 @@ impl Driver {
     /// Ends the shim, the program and every process of it.
     fn halt(&self, id: &ResourceId, place: &Place, stop: Stop) -> Result<()> {
         if let Some(shim) = place.shim() {
+            if let Some(mut orders) = place.orders() {
+                orders.stop = Some(stop);
+                place.write_orders(&orders)?;
+            }
             let signal = match stop {
                 Stop::Request => Signal::SIGTERM,
                 Stop::Interrupt => Signal::SIGINT,

@@ -19,7 +19,7 @@ use rhizome_model::ResourceId;
 use rhizome_model::kind::{MachineSpec, Restart};
 use serde::{Deserialize, Serialize};
 
-use super::life::Record;
+use super::life::{Record, Stop};
 use super::log;
 use crate::error::{During, Result, shown};
 use crate::files;
@@ -42,6 +42,10 @@ pub(super) struct Orders {
     pub oom: PathBuf,
     /// How often it was started again before this run.
     pub restarts: u32,
+    /// Written before the shim is signalled: who comes next must not take the machine for one that
+    /// stays, though the signal is still under way.
+    #[serde(default)]
+    pub stop: Option<Stop>,
 }
 
 pub(super) struct Place {
