@@ -12,6 +12,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use rhizome_model::{ResourceId, gateway_address, resource_address};
 
@@ -22,6 +23,8 @@ use crate::tool::Tool;
 
 /// Leaves room for the overlay's headers.
 const MTU: u32 = 1400;
+const ATTEMPTS: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(20);
 const NETNS: &str = "/run/netns";
 const LINKS: &str = "/sys/class/net";
 const CONF: &str = "/proc/sys/net/ipv6/conf";
@@ -47,9 +50,23 @@ pub(crate) fn down(mark: &Mark) -> Result<()> {
     if has_link(&mark.name) { ip(&[], format!("link delete {}\n", mark.name)) } else { Ok(()) }
 }
 
-/// Makes a machine's namespace and links anew.
+/// Makes a machine's namespace and links anew. An `ip` that died with its caller can still be on its
+/// way out of the kernel and get in between, so a failure is tried again.
 pub(crate) fn attach(config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Result<()> {
-    detach(mark, id)?;
+    let mut attempt = 1;
+    loop {
+        match detach(mark, id).and_then(|()| make(config, mark, id)) {
+            Err(error) if attempt < ATTEMPTS => {
+                tracing::debug!(machine = %id, attempt, %error, "its network is made again");
+                std::thread::sleep(PAUSE * attempt);
+                attempt += 1;
+            }
+            done => return done,
+        }
+    }
+}
+
+fn make(config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Result<()> {
     let (netns, link, bridge) = (mark.netns(id), mark.link(id), &mark.name);
     let address = resource_address(config.address, id);
     let mac = mac(&address.octets());

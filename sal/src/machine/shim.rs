@@ -44,6 +44,8 @@ const START_TIMEOUT_MS: u64 = 60_000;
 const LINE_PATIENCE_MS: u64 = 250;
 /// What a program that has ended left in its pipes comes at once.
 const DRAIN_STEP_MS: u8 = 50;
+/// A container that was started is the program's within moments.
+const ASK_STEP_MS: u64 = 5;
 
 /// The body of the hidden subcommand `machine-shim DIR RUN`; `args` is what follows its name.
 /// It must be called before anything starts a thread.
@@ -135,6 +137,8 @@ struct Shim {
     /// Children that ended before the runtime said which of them is the container.
     early: Vec<(Pid, i32)>,
     ooms: u64,
+    /// Whether the program that is being stopped was asked to end.
+    asked: bool,
 }
 
 impl Shim {
@@ -159,6 +163,7 @@ impl Shim {
             starter: None,
             early: Vec::new(),
             ooms: 0,
+            asked: false,
         })
     }
 
@@ -199,7 +204,10 @@ impl Shim {
         let starter = self.starter.map(|(_, until)| until);
         let due = self.record.life.due().into_iter().chain(starter).min();
         let line = self.log.is_waiting().then_some(LINE_PATIENCE_MS);
-        let pause = due.map(|d| d.saturating_sub(self.now())).into_iter().chain(line).min();
+        let asks = matches!(self.record.life, Life::Stopping { .. }) && !self.asked;
+        let ask = asks.then_some(ASK_STEP_MS);
+        let due = due.map(|d| d.saturating_sub(self.now()));
+        let pause = due.into_iter().chain(line).chain(ask).min();
         match pause {
             None => PollTimeout::NONE,
             Some(ms) => PollTimeout::try_from(i32::try_from(ms).unwrap_or(i32::MAX))
@@ -233,6 +241,7 @@ impl Shim {
             let _ = kill(pid, Signal::SIGKILL);
             self.starter = Some((pid, u64::MAX));
         }
+        self.ask();
         if self.record.life.due().is_none_or(|due| now < due) {
             return;
         }
@@ -263,7 +272,10 @@ impl Shim {
             Life::Running { .. } => {
                 self.record.started_at = Some(jiff::Timestamp::now().as_millisecond());
             }
-            Life::Stopping { pid, .. } if !matches!(was, Life::Stopping { .. }) => terminate(*pid),
+            Life::Stopping { .. } if !matches!(was, Life::Stopping { .. }) => {
+                self.asked = false;
+                self.ask();
+            }
             Life::Starting { .. }
             | Life::Stopping { .. }
             | Life::BackingOff { .. }
@@ -273,6 +285,18 @@ impl Shim {
             | Life::Failed { .. } => {}
         }
         self.save();
+    }
+
+    /// Asks the program that is being stopped to end. While the runtime has yet to become the
+    /// program it would swallow the signal, so that has to wait.
+    fn ask(&mut self) {
+        if let Life::Stopping { pid, .. } = self.record.life
+            && !self.asked
+            && !is_runtime(pid)
+        {
+            terminate(pid);
+            self.asked = true;
+        }
     }
 
     fn save(&self) {
@@ -424,6 +448,11 @@ fn terminate(pid: i32) {
     let signal = if catches(pid, Signal::SIGTERM) { Signal::SIGTERM } else { Signal::SIGKILL };
     // It may have ended just now.
     let _ = kill(Pid::from_raw(pid), signal);
+}
+
+/// Whether the container's first process is still the runtime: runc names it `runc:[2:INIT]`.
+fn is_runtime(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("runc:["))
 }
 
 fn catches(pid: i32, signal: Signal) -> bool {

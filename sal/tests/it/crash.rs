@@ -90,7 +90,7 @@ fn marked(world: &World) -> Value {
 async fn ensure_after_a_killed_ensure_ends_in_one_machine() {
     let world = World::new().await;
     let spec = marked(&world);
-    let (mut unfinished, mut after) = (0, Duration::from_millis(4));
+    let (mut unfinished, mut after) = (0, Duration::from_millis(2));
     for round in 0..24 {
         let done = killed_after(&world, "1/demo/m", &spec, false, after);
         unfinished += usize::from(!done);
@@ -105,7 +105,7 @@ async fn ensure_after_a_killed_ensure_ends_in_one_machine() {
                 world.machines.delete(&machine).await.unwrap();
             }
         }
-        after += Duration::from_millis(4);
+        after += Duration::from_millis(2);
     }
     assert!(unfinished >= 6, "only {unfinished} were killed before they were done");
 }
@@ -128,7 +128,7 @@ async fn delete_after_a_killed_delete_leaves_nothing() {
         }
         world.machines.delete(&machine).await.unwrap();
         world.assert_clean();
-        after += Duration::from_millis(4);
+        after += Duration::from_millis(2);
     }
 }
 
