@@ -18,6 +18,12 @@ use crate::{files, net};
 
 /// Of what a machine printed, `wait` answers this much.
 const WAIT_OUTPUT: usize = 64 << 10;
+/// The variable by which the processes of one command are known.
+const EXEC_MARK: &str = "RHIZOME_EXEC";
+/// A command that is cancelled is gone when this many looks in a row find nothing of it.
+const QUIET_LOOKS: u32 = 5;
+const LOOK: Duration = Duration::from_millis(10);
+const EXEC_PATIENCE: Duration = Duration::from_secs(5);
 /// How soon an end, or a new line of a log, is noticed: at first, and when nothing happens.
 const SOON: Duration = Duration::from_millis(2);
 const LATE: Duration = Duration::from_millis(100);
@@ -100,13 +106,12 @@ fn exec(
             format!("machine {id} is not running: start it first"),
         ));
     }
-    let pid_file = place.dir.join(format!("exec-{}.pid", unique()));
-    let tool = Runtime::find(&driver.node)?.exec(place, &pid_file, command).cancel(cancel);
+    let mark = format!("{EXEC_MARK}={}", unique());
+    let tool = Runtime::find(&driver.node)?.exec(place, &mark, command).cancel(cancel);
     let ended = tool.stream(sink);
     if ended.is_err() {
-        end_session(driver, id, &pid_file);
+        end_marked(driver, id, &mark);
     }
-    files::remove(&pid_file)?;
     let status = ended?.status;
     let exit_code = status.code().unwrap_or_else(|| {
         128 + std::os::unix::process::ExitStatusExt::signal(&status).unwrap_or(0)
@@ -114,15 +119,30 @@ fn exec(
     Ok(json!({ "exit_code": exit_code }))
 }
 
-/// The command leads a session; what it started is in it.
-fn end_session(driver: &Driver, id: &ResourceId, pid_file: &std::path::Path) {
-    let text = std::fs::read_to_string(pid_file).unwrap_or_default();
-    let Ok(leader) = text.trim().parse::<i32>() else { return };
-    let inside = driver.node.cgroups.processes(id);
-    for pid in inside.into_iter().filter(|p| *p == leader || session(*p) == Some(leader)) {
-        // It may have ended just now.
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+/// Ends what a command has started: all with its mark in their environment, and the sessions that
+/// they lead. The runtime that was killed may just have let go of the command, so one look that
+/// finds nothing is not enough.
+fn end_marked(driver: &Driver, id: &ResourceId, mark: &str) {
+    let deadline = Instant::now() + EXEC_PATIENCE;
+    let mut quiet = 0;
+    while quiet < QUIET_LOOKS && Instant::now() < deadline {
+        let inside = driver.node.cgroups.processes(id);
+        let marked: Vec<_> = inside.iter().copied().filter(|pid| has_mark(*pid, mark)).collect();
+        quiet = if marked.is_empty() { quiet + 1 } else { 0 };
+        for pid in inside {
+            if marked.contains(&pid) || session(pid).is_some_and(|leader| marked.contains(&leader))
+            {
+                // It may have ended just now.
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+        std::thread::sleep(LOOK);
     }
+}
+
+fn has_mark(pid: i32, mark: &str) -> bool {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    environment.split(|b| *b == 0).any(|entry| entry == mark.as_bytes())
 }
 
 fn session(pid: i32) -> Option<i32> {

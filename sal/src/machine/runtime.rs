@@ -51,12 +51,10 @@ impl Runtime {
             .map(drop)
     }
 
-    /// A command in a running container; its process id on the node goes to `pid_file`.
-    pub(super) fn exec(&self, place: &Place, pid_file: &Path, command: &[String]) -> Tool {
+    /// A command in a running container, with one more variable in its environment.
+    pub(super) fn exec(&self, place: &Place, variable: &str, command: &[String]) -> Tool {
         self.tool()
-            .arg("exec")
-            .arg("--pid-file")
-            .arg(pid_file)
+            .args(["exec", "--env", variable])
             .arg(&place.container)
             .args(command)
             .timeout(None)
