@@ -237,6 +237,11 @@ hex_id!(/// A job. Ids of jobs that a deployment causes are derived, so that ask
     JobId, 16, Job);
 
 impl JobId {
+    /// The job that evaluates the script of one version of a deployment.
+    pub fn script(deployment: &DeploymentId, version: Version) -> Self {
+        Self::derived(deployment, version, "script")
+    }
+
     /// The id of the job that does `what` for one version of a deployment: the same words, the
     /// same id, on whatever attempt.
     pub fn derived(deployment: &DeploymentId, version: Version, what: &str) -> Self {

@@ -38,7 +38,8 @@ pub use ids::{
     AccountId, DeploymentId, FarmId, IdError, JobId, KeyId, Name, NodeId, ResourceId, Version,
 };
 pub use job::{
-    Action, IllegalJobEvent, Job, JobEvent, JobState, Outcome, Priority, SCRIPT_QUEUE, Work, queue_name,
+    Action, IllegalJobEvent, Job, JobEvent, JobState, Outcome, Priority, SCRIPT_QUEUE, Work,
+    queue_name,
 };
 pub use kind::WorkloadKind;
 pub use phase::{IllegalMove, Move, Phase};

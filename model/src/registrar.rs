@@ -260,7 +260,10 @@ mod tests {
     fn a_key_is_padded_base64() {
         let text = "NFBx2lXl3M76qkQDOUFe+fJmMzijj32g3yG+WrTgVe8=";
         let key = base64_key::decode(text).unwrap();
-        assert_eq!(key.to_string(), "345071da55e5dccefaaa440339415ef9f2663338a38f7da0df21be5ab4e055ef");
+        assert_eq!(
+            key.to_string(),
+            "345071da55e5dccefaaa440339415ef9f2663338a38f7da0df21be5ab4e055ef"
+        );
         assert_eq!(base64_key::encode(&key), text);
         assert_eq!(base64_key::decode(text.trim_end_matches('=')), None);
         assert_eq!(base64_key::decode("AAAA"), None);

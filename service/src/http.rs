@@ -1,6 +1,7 @@
 //! Listening: the routes that every service has, errors as JSON, limits.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
@@ -17,6 +18,9 @@ use utoipa::openapi::OpenApi;
 
 /// No request of ours is larger than an envelope.
 const MAX_BODY_BYTES: usize = rhizome_model::MAX_ENVELOPE_BYTES + 64 * 1024;
+
+/// Requests under way may take this long after we were told to stop.
+const GRACE: Duration = Duration::from_secs(2);
 
 pub type ApiResult<T> = Result<T, ApiError>;
 
@@ -71,7 +75,7 @@ pub fn always_healthy() -> Health {
 }
 
 /// Serves a router with what every service has, until the token is cancelled; requests under way
-/// are finished.
+/// are finished if they end soon.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -87,7 +91,16 @@ pub async fn serve(
             tracing::debug!(%error, "a connection stays slow");
         }
     });
-    axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await
+    let told = shutdown.clone();
+    let late = async {
+        told.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()) => served,
+        // A stream has no end of its own; whoever reads it asks again.
+        () = late => Ok(()),
+    }
 }
 
 /// Adds `/openapi.json`, `/healthz`, `/metrics`, JSON for unknown routes, and the limits.
@@ -116,7 +129,8 @@ fn healthz(health: &Health) -> Response {
 
 /// The limit's own answer is plain text; ours carry a code.
 async fn too_large_in_words(response: Response) -> Response {
-    let json = response.headers().get(header::CONTENT_TYPE).is_some_and(|t| t == "application/json");
+    let json =
+        response.headers().get(header::CONTENT_TYPE).is_some_and(|t| t == "application/json");
     if response.status() != StatusCode::PAYLOAD_TOO_LARGE || json {
         return response;
     }

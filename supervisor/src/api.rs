@@ -143,7 +143,8 @@ async fn events(
             None
         }
     });
-    Ok(Sse::new(stream.map(Ok)).keep_alive(KeepAlive::default()))
+    let stream = stream.map(Ok).take_until(supervisor.stop.clone().cancelled_owned());
+    Ok(Sse::new(stream).keep_alive(KeepAlive::default()))
 }
 
 #[derive(Deserialize)]
@@ -209,7 +210,8 @@ impl Supervisor {
         let job_id = job.id;
         self.queue.submit(&[job]).await.map_err(Failure::from)?;
         let cancel = CancelOnDrop { queue: self.queue.clone(), job: Some(job_id) };
-        let lines = self.queue.output(job_id).map(move |item| {
+        let output = self.queue.output(job_id).take_until(self.stop.clone().cancelled_owned());
+        let lines = output.map(move |item| {
             let _kept_while_read = &cancel;
             let chunk = item.unwrap_or_else(|e| OutputChunk::Failed { failure: e.into() });
             serde_json::to_vec(&chunk).map(|mut line| {

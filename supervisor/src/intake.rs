@@ -114,7 +114,7 @@ impl Supervisor {
         };
         let plan = plan(&self.sandboxes, &script).await?;
 
-        let job_id = JobId::derived(&deployment, document.version, "script");
+        let job_id = JobId::script(&deployment, document.version);
         let mut task = Task::new(deployment, document.version, job_id);
         task.envelope = envelope;
         task.peers = peers;

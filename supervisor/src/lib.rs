@@ -68,6 +68,8 @@ struct Supervisor {
     audit: Audit,
     pools: Pools,
     callers: rhizome_identity::http_signature::Verifier,
+    /// Streams end when the supervisor does.
+    stop: tokio_util::sync::CancellationToken,
 }
 
 /// Serves the node until told to stop.
@@ -93,6 +95,7 @@ pub async fn run(
         audit: Audit::open(&config.audit)?,
         pools,
         callers: rhizome_identity::http_signature::Verifier::new(),
+        stop: shutdown.token.clone(),
     });
     let token = shutdown.token.clone();
     shutdown.tracker.spawn({

@@ -19,8 +19,8 @@ pub struct Kernel {
     pub cgroups: BTreeSet<String>,
     pub subvolumes: BTreeSet<String>,
     pub volumes: BTreeSet<String>,
-    /// Containers' first processes per machine.
-    pub containers: BTreeMap<String, Vec<u32>>,
+    /// Processes per machine.
+    pub containers: BTreeMap<String, BTreeSet<u32>>,
     pub mounts: Vec<String>,
     pub loops: Vec<String>,
     pub bridges: BTreeSet<String>,
@@ -75,10 +75,11 @@ impl Kernel {
         for name in directories(folder) {
             let path = folder.join(&name);
             if name.contains(mark) {
-                for machine in directories(&path) {
+                // A machine's name has dots; what groups other things has none.
+                for machine in directories(&path).into_iter().filter(|n| n.contains('.')) {
                     let members = path.join(&machine).join("cgroup.procs");
                     let members = std::fs::read_to_string(members).unwrap_or_default();
-                    let pids: Vec<u32> = members.lines().filter_map(|p| p.parse().ok()).collect();
+                    let pids = members.lines().filter_map(|p| p.parse::<u32>().ok());
                     self.containers.entry(machine.clone()).or_default().extend(pids);
                     self.cgroups.insert(machine);
                 }

@@ -23,7 +23,7 @@ pub mod verify;
 use std::io::Read;
 use std::path::Path;
 
-use rhizome_model::Failure;
+use rhizome_model::{Code, Failure};
 
 use crate::error::misuse;
 
@@ -41,7 +41,10 @@ fn read_input(path: &Path, limit: usize) -> Result<Vec<u8>, Failure> {
         .and_then(|file| file.take(limit as u64 + 1).read_to_end(&mut bytes))
         .map_err(|e| misuse(format!("cannot read {}: {e}", path.display())))?;
     if bytes.len() > limit {
-        return Err(misuse(format!("{} has more than {limit} bytes", path.display())));
+        return Err(Failure::new(
+            Code::TooLarge,
+            format!("{} has more than {limit} bytes", path.display()),
+        ));
     }
     Ok(bytes)
 }

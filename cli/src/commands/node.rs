@@ -13,10 +13,8 @@ use crate::render::node;
 use crate::services;
 
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  rhizome node 1\n  \
-        rhizome node --ledger http://127.0.0.1:8700 --farm homefarm --redis /run/rhizome/redis.sock"
-)]
+#[command(after_help = "Examples:\n  rhizome node 1\n  \
+        rhizome node --ledger http://127.0.0.1:8700 --farm homefarm --redis /run/rhizome/redis.sock")]
 pub struct Args {
     /// The node to show. Without one, this machine becomes a node.
     pub id: Option<NodeId>,

@@ -196,6 +196,7 @@ impl Runner {
 
     async fn teardown(&self, lease: &Lease, mut task: Task) -> Result<(), Halt> {
         let operations = Operations::new(self.queue.clone(), lease);
+        operations.end_script().await?;
         operations.quiesce(&task.declared).await?;
         let held: Vec<_> = task.held().into_iter().cloned().collect();
         operations.delete_all(&held, "delete").await.map_err(stuck)?;

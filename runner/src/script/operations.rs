@@ -122,14 +122,23 @@ impl Operations {
         Ok(())
     }
 
+    /// Waits until the evaluation of this version has stopped: it could still ask for something.
+    pub(super) async fn end_script(&self) -> Result<(), QueueError> {
+        self.end(JobId::script(&self.deployment, self.version)).await
+    }
+
     /// Stops whatever is still being made and waits until none of it runs.
     pub(super) async fn quiesce(&self, declared: &[DesiredResource]) -> Result<(), QueueError> {
         for resource in declared {
-            let id = make_id(&self.deployment, self.version, resource);
-            if self.queue.job(id).await?.is_some_and(|record| !record.state.is_ended()) {
-                self.queue.cancel(id).await?;
-                self.queue.wait(id).await?;
-            }
+            self.end(make_id(&self.deployment, self.version, resource)).await?;
+        }
+        Ok(())
+    }
+
+    async fn end(&self, id: JobId) -> Result<(), QueueError> {
+        if self.queue.job(id).await?.is_some_and(|record| !record.state.is_ended()) {
+            self.queue.cancel(id).await?;
+            self.queue.wait(id).await?;
         }
         Ok(())
     }

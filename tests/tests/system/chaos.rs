@@ -25,8 +25,9 @@ fn fleet(system: &System) -> String {
     )
 }
 
-/// Deploys, kills with every `step` machines more that exist, and looks at what is there in the end.
-fn survive(roles: &[&str]) {
+/// Deploys; kills one process after the other, each when some machines more exist and the deployment
+/// is still under way; looks at what is there in the end.
+fn survive(victims: &[(&str, usize)]) {
     let system = System::start();
     let script = fleet(&system);
     let mut deploy = command()
@@ -36,21 +37,16 @@ fn survive(roles: &[&str]) {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut killed = 0;
-    for (round, role) in roles.iter().enumerate() {
-        let wanted = 1 + round * (MACHINES - 4) / roles.len();
-        eventually("some machines more", Duration::from_secs(60), || {
-            let done = deploy.try_wait().unwrap().is_some();
-            (system.kernel().namespaces.len() >= wanted || done).then_some(())
+    for (round, (role, which)) in victims.iter().enumerate() {
+        let wanted = 1 + round * (MACHINES - 2) / victims.len();
+        let pid = eventually("some machines more", Duration::from_secs(60), || {
+            assert!(deploy.try_wait().unwrap().is_none(), "it ended before the {role} was killed");
+            let far_enough = system.kernel().namespaces.len() >= wanted;
+            // A process that died a moment ago may not be back yet.
+            far_enough.then(|| system.pids(role).get(*which).copied()).flatten()
         });
-        for pid in system.pids(role) {
-            kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
-            killed += 1;
-            // One at a time: the next one dies when this one's successor had a chance to start.
-            std::thread::sleep(Duration::from_millis(150));
-        }
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
     }
-    assert!(killed >= roles.len(), "every role has a process to kill");
 
     let output = deploy.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
@@ -60,7 +56,9 @@ fn survive(roles: &[&str]) {
     eventually("the kernel agrees", Duration::from_secs(30), || {
         let kernel = system.kernel();
         let all = [&kernel.namespaces, &kernel.links, &kernel.cgroups, &kernel.subvolumes];
-        let whole = all.iter().all(|seen| expected.iter().all(|m| seen.contains(m)) && seen.len() == MACHINES);
+        let whole = all
+            .iter()
+            .all(|seen| expected.iter().all(|m| seen.contains(m)) && seen.len() == MACHINES);
         whole.then_some(())
     });
     let kernel = system.kernel();
@@ -69,8 +67,8 @@ fn survive(roles: &[&str]) {
     // Each machine runs once: one `sleep` of its own in the process table.
     let sleeps = sleepers();
     for machine in &expected {
-        let pids: std::collections::BTreeSet<_> = kernel.containers[machine].iter().collect();
-        let own = pids.iter().filter(|p| sleeps.contains(**p)).count();
+        let pids = &kernel.containers[machine];
+        let own = pids.iter().filter(|p| sleeps.contains(*p)).count();
         assert_eq!(own, 1, "{machine}: {pids:?}");
     }
     system.rhizome(&["delete", "fleet"]).ok();
@@ -88,11 +86,16 @@ fn sleepers() -> std::collections::BTreeSet<u32> {
 }
 
 #[test]
-fn runners_supervisor_and_node_are_killed() {
-    survive(&["runner", "supervisor", "node"]);
+fn each_runner_and_the_supervisor_are_killed() {
+    survive(&[("runner", 0), ("runner", 1), ("runner", 2), ("runner", 3), ("supervisor", 0)]);
 }
 
 #[test]
-fn coord_ledger_and_redis_are_killed() {
-    survive(&["redis-server", "coord", "ledger", "redis-server"]);
+fn node_coord_ledger_and_redis_are_killed() {
+    survive(&[("redis-server", 0), ("coord", 0), ("ledger", 0), ("node", 0), ("redis-server", 0)]);
+}
+
+#[test]
+fn the_runner_of_machines_is_killed_again_and_again() {
+    survive(&[("runner", 2); 6]);
 }

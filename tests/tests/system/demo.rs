@@ -13,7 +13,8 @@ fn a_signed_script_becomes_machines_that_talk_and_leaves_nothing() {
     let script = script.to_string_lossy();
     let image = format!("image={}", busybox(&system.state));
 
-    let deployed = system.rhizome(&["deploy", &script, "--name", "demo", "--param", &image]).ok().json();
+    let deployed =
+        system.rhizome(&["deploy", &script, "--name", "demo", "--param", &image]).ok().json();
     assert_eq!(deployed["phase"], "ready", "{deployed}");
     let fetched = deployed["outputs"]["fetched"].as_str().unwrap().to_owned();
     assert!(!fetched.trim().is_empty());

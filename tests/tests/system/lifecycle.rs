@@ -36,7 +36,10 @@ fn a_newer_version_is_what_the_node_then_has() {
 fn a_version_that_fails_leaves_what_was_before() {
     let system = System::start();
     let image = busybox(&system.state);
-    let broken = format!("{}machine(\"bad\", #{{ image: \"file:///nowhere.tar\" }});", sleeper(&image, &["x"]));
+    let broken = format!(
+        "{}machine(\"bad\", #{{ image: \"file:///nowhere.tar\" }});",
+        sleeper(&image, &["x"])
+    );
     let broken = system.script("broken.rhai", &broken);
     system.rhizome(&["deploy", &broken, "--name", "app"]).refused(1, "image_not_found");
     assert!(system.kernel().machines().is_empty(), "a failed first version leaves nothing");
@@ -49,8 +52,8 @@ fn a_version_that_fails_leaves_what_was_before() {
     assert_eq!(after.machines(), before.machines());
     assert_eq!(after.containers, before.containers);
     let capacity = system.rhizome(&["node", "1"]).ok().json();
-    let reserved = capacity.pointer("/usage/reserved/memory").or(capacity.pointer("/capacity/reserved/memory"));
-    assert_eq!(reserved.and_then(serde_json::Value::as_u64), Some(16 << 20), "{capacity}");
+    let reserved = &capacity["status"]["usage"]["reserved"]["memory"];
+    assert_eq!(reserved.as_u64(), Some(16 << 20), "{capacity}");
 }
 
 #[test]
@@ -62,14 +65,16 @@ fn secrets_reach_the_machine_and_nothing_else() {
         &format!(
             "let m = machine(\"m\", #{{ image: \"{image}\", restart: \"never\",
                  env: #{{ PASSWORD: `<${{secret(\"password\")}}>` }},
-                 command: [\"/bin/sh\", \"-c\", \"test \\\"$PASSWORD\\\" = '<tr0ub4dor>' && echo same\"] }});
+                 command: [\"/bin/sh\", \"-c\", \"printf %s \\\"$PASSWORD\\\" | md5sum\"] }});
              output(\"said\", m.wait().output);
              output(\"token\", secret(\"password\"));"
         ),
     );
-    let deployed =
-        system.rhizome(&["deploy", &script, "--name", "app", "--secret", "password=tr0ub4dor"]).ok();
-    assert_eq!(deployed.json()["outputs"]["said"], "same\n");
+    let deployed = system
+        .rhizome(&["deploy", &script, "--name", "app", "--secret", "password=tr0ub4dor"])
+        .ok();
+    // md5 of "<tr0ub4dor>": the machine had it, in its place in the text.
+    assert_eq!(deployed.json()["outputs"]["said"], "53a020a914d84f304afb609948574b65  -\n");
     assert!(!deployed.stdout.contains("tr0ub4dor"));
     for command in [&["show", "app"][..], &["events", "app"]] {
         assert!(!system.rhizome(command).ok().stdout.contains("tr0ub4dor"));
@@ -86,11 +91,13 @@ fn one_deployment_on_two_nodes() {
     let image = busybox(&system.state);
     let source = format!("{}output(\"peers\", peers.len());", sleeper(&image, &["a"]));
     let script = system.script("two.rhai", &source);
-    let deployed =
-        system.rhizome(&["deploy", &script, "--name", "app", "--node", "1", "--node", "2"]).ok().json();
+    let deployed = system
+        .rhizome(&["deploy", &script, "--name", "app", "--node", "1", "--node", "2"])
+        .ok()
+        .json();
     assert_eq!(deployed["phase"], "ready", "{deployed}");
     assert_eq!(system.kernel().namespaces.len(), 1, "the same name on both nodes");
-    assert_eq!(system.kernel().containers["1.app.a"].len() % 2, 0);
+    assert_eq!(system.kernel().containers["1.app.a"].len(), 2, "one process on each");
     let nodes = system.rhizome(&["nodes"]).ok().json();
     assert_eq!(nodes.as_array().map(Vec::len), Some(2), "{nodes}");
     system.rhizome(&["delete", "app"]).ok();

@@ -41,7 +41,9 @@ fn after_a_kill_of_everything_the_machines_were_never_gone() {
     let image = busybox(&system.state);
     let script = system.script(
         "app.rhai",
-        &format!("machine(\"m\", #{{ image: \"{image}\", command: [\"/bin/sleep\", \"100000\"] }});"),
+        &format!(
+            "machine(\"m\", #{{ image: \"{image}\", command: [\"/bin/sleep\", \"100000\"] }});"
+        ),
     );
     system.rhizome(&["deploy", &script, "--name", "app"]).ok();
     let before = system.kernel().containers;
@@ -50,7 +52,9 @@ fn after_a_kill_of_everything_the_machines_were_never_gone() {
             let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
         }
     }
-    eventually("all of it is dead", Duration::from_secs(20), || system.pids("node").is_empty().then_some(()));
+    eventually("all of it is dead", Duration::from_secs(20), || {
+        system.pids("node").is_empty().then_some(())
+    });
     system.forget();
     system.up();
     eventually("the node has reconciled", Duration::from_secs(30), || {

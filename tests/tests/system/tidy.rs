@@ -36,8 +36,16 @@ fn no_room_without_a_name() {
 #[test]
 fn nothing_is_left_for_later() {
     // Written in two parts, so that this file passes.
-    let marks = [concat!("todo", "!("), concat!("unimple", "mented!("), concat!("FIX", "ME"), concat!("TO", "DO:")];
-    for file in files().iter().filter(|f| f.extension().is_some_and(|e| e == "rs" || e == "rhai" || e == "sh")) {
+    let marks = [
+        concat!("todo", "!("),
+        concat!("unimple", "mented!("),
+        concat!("FIX", "ME"),
+        concat!("TO", "DO:"),
+    ];
+    for file in files()
+        .iter()
+        .filter(|f| f.extension().is_some_and(|e| e == "rs" || e == "rhai" || e == "sh"))
+    {
         let text = std::fs::read_to_string(file).unwrap();
         for mark in marks {
             assert!(!text.contains(mark), "{}: {mark}", file.display());
@@ -51,7 +59,11 @@ fn every_crate_says_what_it_is_for() {
         let lib = entry.path().join("src/lib.rs");
         if lib.exists() {
             let text = std::fs::read_to_string(&lib).unwrap();
-            assert!(text.starts_with("//! "), "{}: begin with what the crate is for", lib.display());
+            assert!(
+                text.starts_with("//! "),
+                "{}: begin with what the crate is for",
+                lib.display()
+            );
         }
     }
 }
