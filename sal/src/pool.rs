@@ -90,7 +90,30 @@ pub(crate) fn down(config: &NodeConfig) -> Result<()> {
             other => other.during(format_args!("unmount {}", shown(&dir)))?,
         }
     }
+    // The loop device lets go by itself, but not before the last who has it open.
+    while has_loop(&config.state.join("pool.img")) {
+        if Instant::now() > deadline {
+            return Err(SalError::new(
+                Code::TimedOut,
+                format!(
+                    "the loop device of {} is held open by somebody: see 'losetup -a'",
+                    shown(&config.state.join("pool.img"))
+                ),
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
     Ok(())
+}
+
+/// Whether a file is behind a loop device.
+fn has_loop(image: &Path) -> bool {
+    let Ok(image) = image.canonicalize() else { return false };
+    let blocks = files::names(Path::new("/sys/block")).unwrap_or_default();
+    blocks.iter().filter(|name| name.starts_with("loop")).any(|name| {
+        let backing = Path::new("/sys/block").join(name).join("loop/backing_file");
+        fs::read_to_string(backing).is_ok_and(|file| Path::new(file.trim_end()) == image)
+    })
 }
 
 pub(crate) fn is_mounted(dir: &Path) -> Result<bool> {
