@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use futures_util::Stream;
 use redis::RedisResult;
-use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamId, StreamReadReply};
 use rhizome_model::Event;
 
 use crate::backoff::{RECONNECT, jittered};
+use crate::exclusive::Exclusive;
 use crate::link::{BLOCK, Call, Link};
 use crate::record::to_json;
 use crate::{BATCH, Queue, QueueError, keys};
@@ -66,7 +66,7 @@ pub(crate) fn with_events(call: Call, events: &[Event]) -> Result<Call, QueueErr
 
 struct Follower {
     link: Arc<Link>,
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Exclusive>,
     /// Whether to see first that nothing after `last` is gone.
     checks: bool,
     last: String,
@@ -124,7 +124,7 @@ impl Follower {
 
 /// Whether entries after `last` are gone: it is older than the oldest that is kept, and not all
 /// that ever were are kept.
-async fn is_trimmed(connection: &mut MultiplexedConnection, last: &str) -> RedisResult<bool> {
+async fn is_trimmed(connection: &mut Exclusive, last: &str) -> RedisResult<bool> {
     let mut look = redis::pipe();
     look.cmd("XRANGE").arg(keys::EVENTS).arg("-").arg("+").arg("COUNT").arg(1);
     look.cmd("XLEN").arg(keys::EVENTS);

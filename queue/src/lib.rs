@@ -24,6 +24,7 @@ mod backoff;
 mod connect;
 mod error;
 mod events;
+mod exclusive;
 mod jobs;
 mod keys;
 mod library;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Link ── one shared, multiplexed connection: everything that answers at once, patient
-//!     └─── dedicated connections: one for each reader that blocks
+//!     └─── connections from a pool, for one reader that blocks each
 //! ```
 //!
 //! A call is patient: while redis-server is away it is repeated, with pauses, until a deadline.
@@ -11,7 +11,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
+use deadpool_redis::Pool;
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, FromRedisValue, Pipeline, RedisError,
     RedisResult,
@@ -19,27 +20,30 @@ use redis::{
 use tokio::time::Instant;
 
 use crate::backoff::{RECONNECT, jittered};
+use crate::exclusive::{self, Exclusive};
 use crate::{QueueError, library};
 
 /// A call is repeated for this long: a redis-server that was killed is back long before.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longer than any fsync: an answer that takes longer never comes.
 const ANSWER: Duration = Duration::from_secs(10);
-const CONNECT: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT: Duration = Duration::from_secs(5);
 /// Commands that wait to be written; the default of 50 makes callers wait for each other.
 const BACKLOG: usize = 1024;
 /// Blocking reads end after this long, so that a connection that died silently is noticed.
 pub(crate) const BLOCK: Duration = Duration::from_secs(5);
 
 pub(crate) struct Link {
-    client: Client,
+    /// For readers that block.
+    readers: Pool,
     shared: ConnectionManager,
 }
 
 impl Link {
     /// Nothing is sent yet.
     pub(crate) fn new(socket: &Path) -> Result<Self, QueueError> {
-        let client = Client::open(ConnectionAddr::Unix(socket.to_owned()))
+        let address = ConnectionAddr::Unix(socket.to_owned());
+        let client = Client::open(address.clone())
             .map_err(|e| QueueError::Refused(format!("{}: {e}", socket.display())))?;
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(1)
@@ -48,17 +52,17 @@ impl Link {
             .set_response_timeout(Some(ANSWER))
             .set_connection_timeout(Some(CONNECT))
             .set_pipeline_buffer_size(BACKLOG);
-        let shared = ConnectionManager::new_lazy_with_config(client.clone(), config)
+        let shared = ConnectionManager::new_lazy_with_config(client, config)
             .map_err(QueueError::Unavailable)?;
-        Ok(Self { client, shared })
-    }
-
-    /// A connection of its own for a reader that blocks for up to [`BLOCK`].
-    pub(crate) async fn dedicated(&self) -> RedisResult<MultiplexedConnection> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT))
             .set_response_timeout(Some(BLOCK + ANSWER));
-        self.client.get_multiplexed_async_connection_with_config(&config).await
+        Ok(Self { readers: exclusive::pool(address, config)?, shared })
+    }
+
+    /// A connection of its own for a reader that blocks for up to [`BLOCK`].
+    pub(crate) async fn dedicated(&self) -> RedisResult<Exclusive> {
+        exclusive::take(&self.readers).await
     }
 
     /// Asks once.

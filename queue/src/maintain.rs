@@ -9,12 +9,12 @@
 
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
 use redis::streams::StreamInfoConsumersReply;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{RECONNECT, jittered};
+use crate::exclusive::Exclusive;
 use crate::link::{Call, is_missing_group};
 use crate::pending::{Counts, give_back, held_by};
 use crate::{BATCH, Queue, QueueError, keys, news};
@@ -38,7 +38,7 @@ impl Default for MaintainOptions {
 
 /// What a maintainer knows between rounds.
 struct Watch {
-    connection: MultiplexedConnection,
+    connection: Exclusive,
     control: String,
     /// Since when redis-server has been there without a break.
     since: Instant,

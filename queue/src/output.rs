@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 
 use futures_util::Stream;
-use redis::aio::MultiplexedConnection;
 use redis::streams::StreamReadReply;
 use rhizome_model::api::OutputChunk;
 use rhizome_model::{Code, Failure, JobId, Outcome};
 
 use crate::backoff::{RECONNECT, jittered};
+use crate::exclusive::Exclusive;
 use crate::link::BLOCK;
 use crate::{Queue, QueueError, keys};
 
@@ -41,7 +41,7 @@ impl Queue {
 struct Reader {
     queue: Queue,
     id: JobId,
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Exclusive>,
     last: String,
     ready: VecDeque<String>,
     failures: u32,

@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use redis::RedisResult;
-use redis::aio::MultiplexedConnection;
 use redis::streams::StreamReadReply;
 use rhizome_model::{Code, Failure, Outcome};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -15,13 +14,14 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::Shared;
 use super::lease::{Hold, Lease};
 use crate::backoff::{RECONNECT, jittered};
+use crate::exclusive::Exclusive;
 use crate::keys;
 use crate::link::{BLOCK, Call, is_missing_group};
 use crate::pending::{Content, Place, held_by};
 
 /// The connection that blocks, and its name for `CLIENT UNBLOCK`.
 struct Reader {
-    connection: MultiplexedConnection,
+    connection: Exclusive,
     id: i64,
 }
 
