@@ -1,7 +1,7 @@
 //! The harness of the whole-system tests: `rhizome dev` and the command line, as a user has them,
 //! and an oracle that asks the kernel, never our notes.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 mod kernel;
 mod system;

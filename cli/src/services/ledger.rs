@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use rhizome_ledger::LedgerConfig;
-use rhizome_model::Failure;
 
 use super::{Common, network_of, state_folder, state_of};
 use crate::cli::Globals;
@@ -28,6 +27,6 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     let state = state_folder(&state_of("ledger", globals))?;
     let listener = rhizome_service::http::bind(args.listen).await?;
     let config = LedgerConfig { database: state.join("ledger.db"), network: network_of(globals) };
-    rhizome_ledger::run(config, listener, shutdown.token.clone()).await.map_err(Failure::from)?;
+    rhizome_ledger::run(config, listener, shutdown.token.clone()).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -80,7 +80,7 @@ fn sleepers() -> std::collections::BTreeSet<u32> {
     let pids = entries.filter_map(|e| e.file_name().to_string_lossy().parse::<u32>().ok());
     pids.filter(|pid| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line == b"/bin/sleep\0100000\0"
+        line == b"/bin/sleep\x00100000\x00"
     })
     .collect()
 }

@@ -87,7 +87,7 @@ fn envelopes_that_are_not_to_be_trusted() {
     let envelope = sign(&system, &good);
     system.with_input(&["submit", "-"], &envelope.to_string()).ok();
     refused(&system, &envelope, "replayed");
-    let mut next = good.clone();
+    let mut next = good;
     next["version"] = json!(2);
     refused(&system, &sign(&system, &next), "replayed");
     let mut old = document(&system, "output(\"ok\", 1);", "app");
