@@ -8,7 +8,7 @@ packages=(
     # running
     redis-server btrfs-progs iproute2 runc busybox-static
     # testing
-    iputils-ping procps util-linux openssh-client
+    iputils-ping procps util-linux openssh-client python3
 )
 
 missing=()
