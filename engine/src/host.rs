@@ -22,7 +22,7 @@ pub trait Host: Send + Sync {
     /// Does something with a declared resource; the action's answer.
     async fn act(&self, call: u64, name: &Name, action: Action) -> Result<Value, HostError>;
 
-    /// A secret of the deployment in clear.
+    /// What stands for a secret of the deployment: the secret itself, or a token for it.
     async fn secret(&self, name: &str) -> Result<String, HostError>;
 
     /// The script said something.

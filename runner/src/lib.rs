@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rhizome_engine::{SandboxOptions, Sandboxes};
-use rhizome_model::{Failure, Limits, NodeFacts, Outcome, Work};
+use rhizome_model::{Action, Failure, Limits, NodeFacts, Outcome, Work};
 use rhizome_queue::{Lease, Queue, QueueConfig, QueueError, RunnerOptions};
 use rhizome_sal::Sal;
 use rhizome_service::Shutdown;
@@ -27,6 +27,8 @@ pub use sealed::Unsealer;
 
 /// Jobs under way are waited for this long when a runner stops; then they are given back.
 const DRAIN: Duration = Duration::from_secs(20);
+/// Giving back takes no longer than this.
+const GIVE_BACK: Duration = Duration::from_secs(5);
 /// Evaluating processes that wait, started, for a script.
 const WARM_SANDBOXES: usize = 1;
 
@@ -91,8 +93,8 @@ pub async fn run(config: RunnerConfig, shutdown: Shutdown) -> Result<(), Failure
         shutdown.tracker.spawn(async move { runner.work(lease, stop).await });
     }
     source.drain();
-    if !shutdown.finish(DRAIN).await {
-        tracing::warn!(runner = %config.name, "gives back what did not end in time");
+    if !shutdown.finish(DRAIN + GIVE_BACK).await {
+        tracing::warn!(runner = %config.name, "stops before everything was given back");
     }
     source.close().await;
     Ok(())
@@ -116,7 +118,7 @@ impl Runner {
         };
         let drained = async {
             stop.cancelled().await;
-            tokio::time::sleep(DRAIN).await;
+            tokio::time::sleep(patience(&job.work)).await;
         };
         let result = tokio::select! {
             result = work => result,
@@ -132,6 +134,14 @@ impl Runner {
                 tracing::warn!(job = %job.id, attempt, %error, "could not say how it ended")
             }
         }
+    }
+}
+
+/// How long a drain waits for it. A log that is followed has no end to wait for.
+fn patience(work: &Work) -> Duration {
+    match work {
+        Work::Act { action: Action::Logs { follow: true, .. }, .. } => Duration::ZERO,
+        _ => DRAIN,
     }
 }
 

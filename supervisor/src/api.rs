@@ -180,7 +180,12 @@ async fn exec(
         return Err(ApiError::new(Code::BadRequest, "command: a program and its arguments"));
     }
     let id = ResourceId { account, deployment: name, name: resource };
-    supervisor.act(signed.caller, id, Action::Exec { command: request.command }).await
+    let deployment = id.deployment_id();
+    let action = Action::Exec { command: request.command };
+    let result = supervisor.act(signed.caller, id, action).await;
+    let refused = result.as_ref().err().map(|e| &e.0);
+    supervisor.note(None, Some(&deployment), &[signed.key], "exec", refused);
+    result
 }
 
 impl Supervisor {

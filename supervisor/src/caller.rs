@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{FromRequest, Request};
-use rhizome_model::{AccountId, Code, DeploymentId};
+use rhizome_model::{AccountId, Code, DeploymentId, KeyId};
 use rhizome_service::{ApiError, ApiResult, clock};
 
 use crate::Supervisor;
@@ -44,6 +44,7 @@ impl Caller {
 /// A request whose signature is good, with its body.
 pub struct Signed {
     pub caller: Caller,
+    pub key: KeyId,
     pub body: Bytes,
 }
 
@@ -72,6 +73,6 @@ impl FromRequest<Arc<Supervisor>> for Signed {
             })?;
             Caller::Account(account.id)
         };
-        Ok(Self { caller, body })
+        Ok(Self { caller, key, body })
     }
 }

@@ -72,7 +72,8 @@ impl Supervisor {
         Ok(view::task(&task, self.facts.id, &statuses))
     }
 
-    fn note(
+    /// Every request that wants something changed is in the audit log and counted.
+    pub fn note(
         &self,
         digest: Option<&str>,
         deployment: Option<&DeploymentId>,
@@ -81,6 +82,9 @@ impl Supervisor {
         refused: Option<&Failure>,
     ) {
         let refused = refused.map(|f| f.code);
+        let code = refused.map_or_else(|| "accepted".to_owned(), |code| code.to_string());
+        metrics::counter!("rhizome_supervisor_requests_total", "what" => what, "code" => code)
+            .increment(1);
         self.audit.write(&Entry { digest, deployment, signers, what, refused });
     }
 

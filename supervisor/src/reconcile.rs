@@ -35,13 +35,16 @@ pub async fn run(queue: Queue, stop: CancellationToken) {
 /// At the first round after a start the machines may all be gone: that is not low priority.
 async fn reconcile(queue: &Queue, round: &str, first: bool) -> Result<usize, QueueError> {
     let priority = if first { Priority::Normal } else { Priority::Low };
-    let mut jobs: Vec<_> = queue
-        .tasks()
-        .await?
-        .iter()
-        .filter(|task| is_settled(task))
-        .map(|task| settle(task, round, priority))
-        .collect();
+    let mut jobs = Vec::new();
+    for task in queue.tasks().await? {
+        let working = match queue.job(task.job).await? {
+            Some(record) => !record.state.is_ended(),
+            None => false,
+        };
+        if let Some(work) = due(&task, working) {
+            jobs.push(upkeep(&task, work, round, priority));
+        }
+    }
     jobs.extend(WorkloadKind::ALL.iter().map(|kind| sweep(*kind, round)));
     for some in jobs.chunks(128) {
         queue.submit(some).await?;
@@ -49,15 +52,22 @@ async fn reconcile(queue: &Queue, round: &str, first: bool) -> Result<usize, Que
     Ok(jobs.len())
 }
 
-/// A task that a job works on is left to that job.
-fn is_settled(task: &Task) -> bool {
-    matches!(task.phase, Phase::Ready | Phase::Failed) && !task.desired.resources.is_empty()
+/// What a task needs done. One that a job works on is left to that job; one whose job was set aside
+/// before it came to an end would otherwise stay as it is for ever.
+fn due(task: &Task, working: bool) -> Option<Work> {
+    match task.phase {
+        Phase::Ready | Phase::Failed if task.desired.resources.is_empty() => None,
+        Phase::Ready | Phase::Failed => Some(Work::Settle),
+        Phase::Accepted | Phase::Running if !working => Some(Work::Script),
+        Phase::Deleting if !working => Some(Work::Teardown),
+        Phase::Accepted | Phase::Running | Phase::Deleting => None,
+        Phase::Pending | Phase::Refused | Phase::Deleted => None,
+    }
 }
 
-fn settle(task: &Task, round: &str, priority: Priority) -> Job {
-    let work = Work::Settle;
+fn upkeep(task: &Task, work: Work, round: &str, priority: Priority) -> Job {
     Job {
-        id: JobId::derived(&task.deployment, task.version, &format!("settle {round}")),
+        id: JobId::derived(&task.deployment, task.version, &format!("upkeep {round}")),
         queue: queue_name(&work),
         account: task.deployment.account,
         deployment: Some(task.deployment.clone()),
@@ -94,4 +104,36 @@ const NODE: AccountId = AccountId(0);
 fn node_job_id(what: &str) -> JobId {
     let name: Name = "upkeep".parse().expect("a constant that is a name");
     JobId::derived(&DeploymentId { account: NODE, name }, Version(0), what)
+}
+
+#[cfg(test)]
+mod tests {
+    use rhizome_model::{Desired, DesiredResource};
+
+    use super::*;
+
+    #[test]
+    fn a_task_is_settled_left_alone_or_taken_up_again() {
+        let mut task = Task::new("1/demo".parse().unwrap(), Version(1), JobId([0; 16]));
+        let kept = DesiredResource {
+            name: "data".parse().unwrap(),
+            kind: WorkloadKind::ALL[0],
+            spec: serde_json::json!({ "size": 1 << 20 }),
+            line: 1,
+        };
+        for phase in Phase::ALL {
+            task.phase = phase;
+            task.desired = Desired::default();
+            let taken_up = match phase {
+                Phase::Accepted | Phase::Running => Some(Work::Script),
+                Phase::Deleting => Some(Work::Teardown),
+                _ => None,
+            };
+            assert_eq!(due(&task, false), taken_up, "{phase}");
+            assert_eq!(due(&task, true), None, "{phase}");
+            task.desired.resources = vec![kept.clone()];
+            let settles = matches!(phase, Phase::Ready | Phase::Failed);
+            assert_eq!(due(&task, true), settles.then_some(Work::Settle), "{phase}");
+        }
+    }
 }

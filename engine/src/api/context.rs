@@ -26,7 +26,7 @@ pub const NAMES: [(&str, &str); 4] = [
 
 pub fn register(engine: &mut Engine, session: &Arc<Session>) {
     let own = Arc::clone(session);
-    function("secret", &["name: &str", "String"], "A secret of the deployment, in clear.")
+    function("secret", &["name: &str", "String"], "Stands for a secret of the deployment: where it is put into a spec, the machine gets the secret.")
         .register_into_engine(engine, move |name: &str| -> Fallible<Dynamic> {
             own.call(Call::Secret(name.to_owned())).map(|value| from_json(&value))
         });

@@ -54,6 +54,15 @@ impl Runner {
             // A newer version has taken its place: there is nothing left to do.
             return lease.finish(&Outcome::Cancelled).await;
         };
+        let over = match &lease.job.work {
+            Work::Script => task.phase.is_settled(),
+            Work::Teardown => task.phase == Phase::Deleted,
+            _ => false,
+        };
+        if over {
+            // Asked for while another attempt came to the end.
+            return lease.finish(&Outcome::Cancelled).await;
+        }
         let result = match &lease.job.work {
             Work::Settle => self.settle(lease, &task).await,
             Work::Teardown => self.teardown(lease, task).await,
