@@ -21,6 +21,7 @@
 //! Must not know: what a job does.
 
 mod backoff;
+pub mod bench;
 mod connect;
 mod error;
 mod events;

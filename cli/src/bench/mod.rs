@@ -1,5 +1,6 @@
 //! `rhizome bench`: what the system does per second, as its users see it.
 
+mod queue;
 mod submit;
 
 use std::process::ExitCode;
@@ -19,12 +20,15 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    /// The job queue of a node: rates, latency, cost and recovery, beside raw Redis.
+    Queue(queue::Args),
     /// From submitting a script that does nothing to its result.
     Submit(submit::Args),
 }
 
 pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     match args.what {
+        What::Queue(args) => Box::pin(queue::run(args, globals)).await,
         What::Submit(args) => Box::pin(submit::run(args, globals)).await,
     }
 }

@@ -1,0 +1,130 @@
+//! Measuring a redis-server: what it costs, and how fast it would be with nothing of ours around.
+//!
+//! The floor is the least that any reliable queue on streams does: pipelined `XADD`, then
+//! `XREADGROUP` and `XACK`, no record, no fence, no news. It leaves nothing behind.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use redis::aio::MultiplexedConnection;
+use redis::streams::StreamReadReply;
+use redis::{Client, ConnectionAddr};
+
+use crate::{BATCH, QueueError, keys};
+
+const FLOOR: &str = "{n}:floor";
+
+/// A look at one redis-server, on a connection of its own.
+pub struct Probe {
+    connection: MultiplexedConnection,
+}
+
+/// What redis-server used until now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Of all its threads, in user and system mode.
+    pub cpu: Duration,
+    /// Bytes of its data.
+    pub memory: u64,
+}
+
+/// Messages per second.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Floor {
+    pub submit_per_s: f64,
+    pub drain_per_s: f64,
+}
+
+impl Probe {
+    pub async fn open(socket: &Path) -> Result<Self, QueueError> {
+        let client = Client::open(ConnectionAddr::Unix(socket.to_owned()));
+        let client = client.map_err(QueueError::Unavailable)?;
+        let connection = client.get_multiplexed_async_connection().await;
+        Ok(Self { connection: connection.map_err(QueueError::Unavailable)? })
+    }
+
+    pub async fn usage(&mut self) -> Result<Usage, QueueError> {
+        let cpu = self.info("cpu").await?;
+        let memory = self.info("memory").await?;
+        let seconds = field(&cpu, "used_cpu_user")? + field(&cpu, "used_cpu_sys")?;
+        Ok(Usage {
+            cpu: Duration::from_secs_f64(seconds),
+            memory: field(&memory, "used_memory")? as u64,
+        })
+    }
+
+    /// So many messages of so many bytes through a bare stream.
+    pub async fn floor(&mut self, messages: usize, bytes: usize) -> Result<Floor, QueueError> {
+        let floor = self.through_a_stream(messages, bytes).await;
+        let mut clear = redis::cmd("DEL");
+        clear.arg(FLOOR);
+        let cleared = clear.query_async::<()>(&mut self.connection).await;
+        let floor = floor.map_err(QueueError::Unavailable)?;
+        cleared.map_err(QueueError::Unavailable)?;
+        Ok(floor)
+    }
+
+    async fn through_a_stream(
+        &mut self,
+        messages: usize,
+        bytes: usize,
+    ) -> redis::RedisResult<Floor> {
+        let payload = vec![b'x'; bytes];
+        let mut make = redis::cmd("XGROUP");
+        make.arg("CREATE").arg(FLOOR).arg(keys::GROUP).arg(0).arg("MKSTREAM");
+        make.query_async::<()>(&mut self.connection).await?;
+        let begun = Instant::now();
+        for first in (0..messages).step_by(BATCH) {
+            let mut add = redis::pipe();
+            for _ in first..messages.min(first + BATCH) {
+                add.cmd("XADD").arg(FLOOR).arg("*").arg("j").arg(&payload).ignore();
+            }
+            add.query_async::<()>(&mut self.connection).await?;
+        }
+        let submit_per_s = messages as f64 / begun.elapsed().as_secs_f64();
+
+        let begun = Instant::now();
+        let mut drained = 0;
+        while drained < messages {
+            let mut read = redis::cmd("XREADGROUP");
+            read.arg("GROUP").arg(keys::GROUP).arg("floor").arg("COUNT").arg(BATCH);
+            read.arg("STREAMS").arg(FLOOR).arg(">");
+            let reply: StreamReadReply = read.query_async(&mut self.connection).await?;
+            let ids: Vec<_> = reply.keys.into_iter().flat_map(|k| k.ids).map(|e| e.id).collect();
+            if ids.is_empty() {
+                break;
+            }
+            drained += ids.len();
+            let mut ack = redis::cmd("XACK");
+            ack.arg(FLOOR).arg(keys::GROUP).arg(ids);
+            ack.query_async::<()>(&mut self.connection).await?;
+        }
+        let drain_per_s = drained as f64 / begun.elapsed().as_secs_f64();
+        Ok(Floor { submit_per_s, drain_per_s })
+    }
+
+    async fn info(&mut self, section: &str) -> Result<String, QueueError> {
+        let mut info = redis::cmd("INFO");
+        info.arg(section);
+        info.query_async(&mut self.connection).await.map_err(QueueError::Unavailable)
+    }
+}
+
+/// A number of what `INFO` says.
+fn field(info: &str, name: &str) -> Result<f64, QueueError> {
+    let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let corrupt = || QueueError::corrupt(format!("INFO, {name}"), format!("{value:?}"));
+    value.and_then(|text| text.trim().parse().ok()).ok_or_else(corrupt)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_is_found_by_its_whole_name() {
+        let info = "# CPU\r\nused_cpu_sys_children:9.0\r\nused_cpu_sys:1.5\r\n";
+        assert_eq!(field(info, "used_cpu_sys").unwrap(), 1.5);
+        assert!(field(info, "used_cpu").is_err());
+    }
+}
