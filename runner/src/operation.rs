@@ -179,7 +179,23 @@ impl Runner {
         };
         let (result, printed) = tokio::join!(acting, printing);
         printed?;
-        Ok(result?)
+        let value = result?;
+        if changes_status(action) {
+            self.refresh(lease, workload.as_ref(), id).await?;
+        }
+        Ok(value)
+    }
+
+    /// Notes how a resource is now, so that nobody is shown how it was.
+    async fn refresh(
+        &self,
+        lease: &Lease,
+        workload: &dyn Workload,
+        id: &ResourceId,
+    ) -> Result<(), Trouble> {
+        let status = workload.observe(id).await?;
+        lease.set_status(&id.deployment_id(), &id.name, status.as_ref(), &[]).await?;
+        Ok(())
     }
 
     /// Removes what carries our mark and no task knows. Whatever the system shows was declared
@@ -208,6 +224,14 @@ impl Runner {
             )
         })?;
         Ok(sal.workload(kind))
+    }
+}
+
+/// Whether a resource is not as it was after this.
+fn changes_status(action: &Action) -> bool {
+    match action {
+        Action::Start | Action::Stop | Action::Restart | Action::Wait => true,
+        Action::Exec { .. } | Action::Logs { .. } => false,
     }
 }
 

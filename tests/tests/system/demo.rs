@@ -31,6 +31,9 @@ fn a_signed_script_becomes_machines_that_talk_and_leaves_nothing() {
 
     let shown = system.rhizome(&["show", "demo"]).ok().json();
     assert_eq!(shown["phase"], "ready");
+    let resources = shown["tasks"][0]["resources"].as_array().unwrap();
+    let state = |name| &resources.iter().find(|r| r["name"] == name).unwrap()["status"]["state"];
+    assert_eq!((state("web"), state("client")), (&"running".into(), &"exited".into()), "{shown}");
     let events = system.plain(&["events", "demo"]).ok();
     assert!(events.stdout.contains("web"), "{}", events.stdout);
 
