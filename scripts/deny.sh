@@ -11,5 +11,5 @@ if ! cargo deny --version >/dev/null 2>&1; then
         exit 0
     fi
 fi
-# Advisories need a database that is fetched; they are checked where the network allows it.
-cargo deny --offline check --hide-inclusion-graph bans licenses sources
+# Not the advisories: their database lives outside the package registry.
+cargo deny --locked check --hide-inclusion-graph bans licenses sources
