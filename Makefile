@@ -6,6 +6,8 @@ SHELL := /bin/bash
 
 IMAGES := build/images
 export RHIZOME_TEST_IMAGE := $(CURDIR)/$(IMAGES)/busybox.tar
+KERNEL := build/kernel/vmlinuz
+export RHIZOME_TEST_KERNEL := $(CURDIR)/$(KERNEL)
 
 .PHONY: help setup build release demo test lint bench clean
 
@@ -14,6 +16,7 @@ help: ## Show this help
 
 setup: $(IMAGES)/busybox.tar ## Install what is missing (Debian packages, as root)
 	@scripts/setup.sh
+	@scripts/fetch-kernel.sh $(KERNEL)
 
 $(IMAGES)/busybox.tar: scripts/build-image.sh scripts/setup.sh
 	@scripts/setup.sh

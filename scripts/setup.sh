@@ -9,6 +9,8 @@ packages=(
     redis-server btrfs-progs iproute2 runc busybox-static
     # testing
     iputils-ping procps util-linux openssh-client python3
+    # building boot images, and testing them
+    systemd-boot-efi binutils dosfstools mtools gdisk fdisk ovmf qemu-system-x86
 )
 
 missing=()
