@@ -95,6 +95,47 @@ fn envelopes_that_are_not_to_be_trusted() {
     refused(&system, &sign(&system, &old), "stale_version");
 }
 
+/// Straight to the node, past the coordinator: it believes nobody.
+#[test]
+fn the_node_itself_refuses_too() {
+    let system = System::start();
+    let node = std::fs::read(system.state.join("node-1/node.json")).unwrap();
+    let node: Value = serde_json::from_slice(&node).unwrap();
+    let url = format!("http://{}", node["listen"].as_str().unwrap());
+    let direct = |envelope: &Value| {
+        system.with_input(&["--coord", &url, "submit", "--detach", "-"], &envelope.to_string())
+    };
+    let good = document(&system, "output(\"ok\", 1);", "app");
+    let mut tampered = sign(&system, &good);
+    tampered["payload"] = sign(&system, &document(&system, "", "other"))["payload"].clone();
+    direct(&tampered).refused(3, "bad_signature");
+    for (field, value, word) in [
+        ("account", json!(4711), "unknown_account"),
+        ("account", json!(2), "unauthorised"),
+        ("network", json!("test"), "wrong_network"),
+        ("expires", json!(1_000_000_000), "expired"),
+        ("not_before", json!(good["expires"].as_i64().unwrap() - 10), "not_yet_valid"),
+        ("placement", json!({ "nodes": [2] }), "wrong_node"),
+        ("script", json!("let = 1"), "script_syntax_error"),
+        ("script", json!("volume(\"v\", #{ size: \"100TiB\" });"), "insufficient_capacity"),
+    ] {
+        let mut wrong = good.clone();
+        wrong[field] = value;
+        direct(&sign(&system, &wrong)).refused(3, word);
+    }
+    assert_eq!(system.rhizome(&["list"]).ok().json(), json!([]));
+
+    // What was deleted does not come back because somebody kept the envelope.
+    let envelope = sign(&system, &good);
+    system.with_input(&["submit", "-"], &envelope.to_string()).ok();
+    system.rhizome(&["delete", "app"]).ok();
+    direct(&envelope).refused(3, "replayed");
+    let audit = std::fs::read_to_string(system.state.join("node-1/audit.log")).unwrap();
+    for word in ["bad_signature", "wrong_node", "replayed", "\"what\":\"delete\""] {
+        assert!(audit.contains(word), "{word} is not in the audit log:\n{audit}");
+    }
+}
+
 #[test]
 fn scripts_that_ask_for_too_much_or_for_nonsense() {
     let system = System::start();
