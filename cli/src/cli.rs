@@ -106,6 +106,8 @@ pub enum Command {
     Definitions(c::definitions::Args),
     /// Print the table of the script API (Markdown).
     Reference(c::reference::Args),
+    /// Build the image that a node boots from.
+    Image(c::image::Args),
     /// Run the whole system on this machine.
     Dev(dev::Args),
     /// Measure the system.
@@ -142,6 +144,7 @@ impl Command {
             Self::Queues(args) => c::queues::run(args, globals).await,
             Self::Definitions(args) => c::definitions::run(args, globals).await,
             Self::Reference(args) => c::reference::run(args, globals).await,
+            Self::Image(args) => Box::pin(c::image::run(args, globals)).await,
             Self::Dev(args) => Box::pin(dev::run(args, globals)).await,
             Self::Bench(args) => Box::pin(bench::run(args, globals)).await,
             Self::Ledger(args) => Box::pin(services::ledger::run(args, globals)).await,
