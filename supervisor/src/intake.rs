@@ -135,12 +135,11 @@ impl Supervisor {
         document: &DeleteDocument,
     ) -> Result<Task, Failure> {
         let deployment = verified.document.deployment_id();
-        let current = self.queue.task(&deployment).await?;
-        let Some(current) = current.filter(|t| t.phase != Phase::Deleted) else {
-            return Err(Failure::new(
-                Code::NotFound,
-                format!("there is no deployment {deployment} here"),
-            ));
+        let held = self.queue.task(&deployment).await?;
+        let Some(current) = held.clone().filter(|t| t.phase != Phase::Deleted) else {
+            self.remember_deleted(verified, document, held.as_ref()).await?;
+            let message = format!("there is no deployment {deployment} here");
+            return Err(Failure::new(Code::NotFound, message));
         };
         if current.version != document.version {
             return Err(stale(current.version, document.version));
@@ -156,6 +155,34 @@ impl Supervisor {
         task.updated_at = clock::now_ms();
         let job = script_job(&task, Work::Teardown, UNDO_MS, TEARDOWN_ATTEMPTS);
         self.accept(verified, document.expires, task, Some(&current), job).await
+    }
+
+    /// Notes that a version was deleted which never came: it may still be on its way, and must not
+    /// be taken when it comes.
+    async fn remember_deleted(
+        &self,
+        verified: &Verified,
+        document: &DeleteDocument,
+        held: Option<&Task>,
+    ) -> Result<(), Failure> {
+        let deployment = verified.document.deployment_id();
+        let job = JobId::script(&deployment, document.version);
+        let mut task = Task::new(deployment, document.version, job);
+        task.phase = Phase::Deleted;
+        task.updated_at = clock::now_ms();
+        let request = Accept {
+            task: &task,
+            base: held.map(|t| (t.version, t.phase)),
+            nonce: verified.document.nonce(),
+            nonce_expires: document.expires,
+            digest: &verified.digest,
+            total: self.facts.capacity,
+            jobs: &[],
+            events: &[],
+        };
+        // Refused when the node knows of this version's end already.
+        self.queue.accept(request).await?;
+        Ok(())
     }
 
     async fn accept(

@@ -130,6 +130,17 @@ fn the_node_itself_refuses_too() {
     system.with_input(&["submit", "-"], &envelope.to_string()).ok();
     system.rhizome(&["delete", "app"]).ok();
     direct(&envelope).refused(3, "replayed");
+
+    // Nor does one that is overtaken by its own end.
+    let late = sign(&system, &document(&system, "output(\"ok\", 1);", "late"));
+    let mut end = good.clone();
+    for field in ["script", "params", "placement", "policy"] {
+        end.as_object_mut().unwrap().remove(field);
+    }
+    end["name"] = json!("late");
+    end["nonce"] = json!("0123456789abcdef0123");
+    direct(&sign(&system, &end)).refused(1, "not_found");
+    direct(&late).refused(3, "stale_version");
     let audit = std::fs::read_to_string(system.state.join("node-1/audit.log")).unwrap();
     for word in ["bad_signature", "wrong_node", "replayed", "\"what\":\"delete\""] {
         assert!(audit.contains(word), "{word} is not in the audit log:\n{audit}");
