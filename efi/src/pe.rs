@@ -263,7 +263,8 @@ impl<'a> Pe<'a> {
         put(out, self.coff + 12, 0);
         put(out, self.optional + SIZE_OF_IMAGE, u32::try_from(image).map_err(|_| too_large())?);
         put(out, self.optional + INITIALIZED_DATA, u32::try_from(data).map_err(|_| too_large())?);
-        let sum = checksum(out, self.optional + CHECKSUM);
+        put(out, self.optional + CHECKSUM, 0);
+        let sum = checksum(out);
         put(out, self.optional + CHECKSUM, sum);
         Ok(())
     }
@@ -288,19 +289,20 @@ fn section(header: &[u8]) -> Result<Section, Refused> {
     })
 }
 
-/// The sum of all 16-bit words with the carry added again, and the length; without the field itself.
-fn checksum(bytes: &[u8], field: usize) -> u32 {
-    let mut sum = 0u32;
-    for (n, pair) in bytes.chunks(2).enumerate() {
-        if (field..field + 4).contains(&(2 * n)) {
-            continue;
-        }
-        let word = u32::from(pair[0]) | u32::from(pair.get(1).copied().unwrap_or(0)) << 8;
-        sum += word;
+/// The sum of all 16-bit words with the carry added again, and the length; the field itself is 0.
+fn checksum(bytes: &[u8]) -> u32 {
+    // Two words at once: the carry of the lower one is added again when the halves are.
+    let mut sum = 0u64;
+    for four in bytes.chunks(4) {
+        let mut words = [0; 4];
+        words[..four.len()].copy_from_slice(four);
+        sum += u64::from(u32::from_le_bytes(words));
+    }
+    while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    // The length of a file that is too long for a PE was refused before.
-    sum.wrapping_add(bytes.len() as u32)
+    // A file of more than 4 GiB was refused before: the sum cannot be cut.
+    (sum as u32).wrapping_add(bytes.len() as u32)
 }
 
 fn overlap(ranges: &mut [(u64, u64)]) -> bool {

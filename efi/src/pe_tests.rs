@@ -128,7 +128,11 @@ fn the_checksum_is_the_linkers() {
         return;
     };
     let at = Pe::parse(&stub).unwrap().optional + CHECKSUM;
-    assert_eq!(checksum(&stub, at), u32_at(&stub, at).unwrap());
+    let theirs = u32_at(&stub, at).unwrap();
+    let mut zeroed = stub;
+    put(&mut zeroed, at, 0);
+    assert_eq!(checksum(&zeroed), theirs);
+    assert_eq!(checksum(&[0xff; 0x2_0001]), 0xff + 0x2_0001);
 }
 
 #[test]

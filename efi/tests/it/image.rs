@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use rhizome_efi::{initramfs, write_disk, write_uki};
+use rhizome_efi::{Uki, initramfs, write_disk, write_uki};
 use tempfile::TempDir;
 
-use crate::tools::{kernel, program, root, run, uki};
+use crate::tools::{OSREL, kernel, program, root, run, stub, uki};
 
 const CMDLINE: &str = "console=ttyS0 quiet";
 
@@ -128,4 +128,35 @@ fn cpio_unpacks_the_initramfs() {
         unpacked.join(name).metadata().unwrap().ino()
     };
     assert_eq!(number("dev/first"), number("proc/second"), "a hard link became a copy");
+}
+
+/// Debian's stub with each byte of its headers altered, and cut anywhere: refused, or still whole.
+#[test]
+fn the_real_stub_altered_or_cut_never_panics() {
+    const HEADERS: usize = 0x400;
+    const CUT_EVERY: usize = 509;
+    let Some(whole) = stub() else { return };
+    let mut kernel = [0; 0x300];
+    for (at, bytes) in [(0, &b"MZ"[..]), (0x1fe, b"\x55\xaaxxHdrS\x0f\x02"), (0x236, b"\x7f")] {
+        kernel[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    let assemble = |stub: &[u8]| {
+        Uki { stub, osrel: OSREL, cmdline: CMDLINE, kernel: &kernel, initrd: b"070701" }.assemble()
+    };
+    let holds = |image: &[u8]| image.windows(CMDLINE.len()).any(|w| w == CMDLINE.as_bytes());
+    assert!(holds(&assemble(&whole).unwrap()));
+    let mut refused = 0;
+    for at in 0..HEADERS {
+        for byte in [0xff, whole[at] ^ 0x80] {
+            let mut altered = whole.clone();
+            altered[at] = byte;
+            refused += usize::from(assemble(&altered).is_err());
+        }
+    }
+    assert!((200..HEADERS).contains(&refused), "{refused} alterations were refused");
+    for length in (0..whole.len()).step_by(CUT_EVERY) {
+        // Behind the last section are symbols: what is cut there is not missed.
+        let cut = assemble(&whole[..length]);
+        assert!(cut.is_err() || length >= 0x11400, "cut at {length:#x}");
+    }
 }

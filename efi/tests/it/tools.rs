@@ -15,7 +15,7 @@ pub fn need(path: impl Into<PathBuf>, package: &str) -> Option<PathBuf> {
     let path = path.into();
     let found = path.exists();
     if !found {
-        eprintln!("SKIPPED: {} is missing: install {package} (make setup)", path.display());
+        eprintln!("SKIPPED: {} is missing; `make setup` brings it ({package})", path.display());
     }
     found.then_some(path)
 }
@@ -31,7 +31,7 @@ pub fn program(name: &str, package: &str) -> Option<PathBuf> {
 pub fn kernel() -> Option<PathBuf> {
     let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../build/kernel/vmlinuz");
     let path = std::env::var_os("RHIZOME_TEST_KERNEL").map_or_else(|| beside.into(), PathBuf::from);
-    need(path, "it with scripts/fetch-kernel.sh")
+    need(path, "scripts/fetch-kernel.sh")
 }
 
 pub fn stub() -> Option<Vec<u8>> {
