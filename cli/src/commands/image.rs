@@ -189,4 +189,36 @@ mod tests {
         assert!(error.failures[0].message.contains("the EFI stub"), "{error:?}");
         assert_eq!((error.exit, out.exists()), (2, false));
     }
+
+    /// As little of a kernel as is looked at; efi's own tests boot a real one.
+    fn kernel() -> Vec<u8> {
+        let mut kernel = vec![0; 0x300];
+        for (at, bytes) in [(0, &b"MZ"[..]), (0x1fe, b"\x55\xaaxxHdrS\x0f\x02"), (0x236, b"\x7f")] {
+            kernel[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        kernel
+    }
+
+    #[tokio::test]
+    async fn the_same_inputs_give_the_same_image() {
+        if !Path::new(STUB).exists() {
+            output::note(format!("SKIPPED: {STUB} is missing: make setup"));
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(at("kernel"), kernel()).unwrap();
+        std::fs::create_dir(at("root")).unwrap();
+        std::os::unix::fs::symlink("bin/busybox", at("root/init")).unwrap();
+        for (form, size) in [(&[][..], 66 << 20), (&["--uki-only"], 0)] {
+            let mut images = Vec::new();
+            for out in [at("one"), at("two")] {
+                let args = ["--kernel", &at("kernel"), "--root", &at("root"), "--out", &out];
+                build(&[&args, form].concat()).await.unwrap();
+                images.push(std::fs::read(out).unwrap());
+            }
+            assert!(images[0] == images[1] && images[0].len() >= size.max(0x300));
+            assert_eq!(images[0].starts_with(b"MZ"), !form.is_empty());
+        }
+    }
 }
