@@ -135,6 +135,7 @@ impl Dev {
             Some(&client.ledger),
         );
         for n in 1..=args.nodes {
+            redis::wait_gone(&self.layout.node(n)).await?;
             self.node(n, args, &client.ledger, &coord_key.to_string());
         }
         let key = load_or_make_key(&client.key)?;

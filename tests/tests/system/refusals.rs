@@ -133,7 +133,7 @@ fn the_node_itself_refuses_too() {
 
     // Nor does one that is overtaken by its own end.
     let late = sign(&system, &document(&system, "output(\"ok\", 1);", "late"));
-    let mut end = good.clone();
+    let mut end = good;
     for field in ["script", "params", "placement", "policy"] {
         end.as_object_mut().unwrap().remove(field);
     }

@@ -62,3 +62,31 @@ fn after_a_kill_of_everything_the_machines_were_never_gone() {
     });
     assert_eq!(system.kernel().containers, before);
 }
+
+#[test]
+fn a_dev_that_was_killed_takes_its_processes_with_it_and_leaves_the_machines() {
+    let mut system = System::start();
+    let image = busybox(&system.state);
+    let script = system.script(
+        "app.rhai",
+        &format!(
+            "machine(\"m\", #{{ image: \"{image}\", command: [\"/bin/sleep\", \"100000\"] }});"
+        ),
+    );
+    system.rhizome(&["deploy", &script, "--name", "app"]).ok();
+    let before = system.kernel().containers;
+    let dev = system.pids("dev")[0];
+    kill(Pid::from_raw(dev.cast_signed()), Signal::SIGKILL).unwrap();
+    system.forget();
+    // At once, while the others are still ending.
+    system.up();
+    system.rhizome(&["show", "app"]).ok();
+    assert_eq!(system.kernel().containers, before);
+    let again = system.script("again.rhai", "output(\"ok\", 1);");
+    system.rhizome(&["deploy", &again, "--name", "again"]).ok();
+    eventually("one of each is left", Duration::from_secs(60), || {
+        let one = |role| system.pids(role).len() == 1;
+        (one("dev") && one("coord") && one("ledger") && one("node") && one("supervisor"))
+            .then_some(())
+    });
+}
