@@ -2,7 +2,7 @@
 
 use rhizome_model::{Code, Failure, JobId, Shortfall};
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum QueueError {
     /// redis-server is away or cannot write, and stayed so for as long as the call was patient. The
     /// same call may go through later.

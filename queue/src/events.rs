@@ -146,7 +146,7 @@ async fn is_trimmed(connection: &mut Exclusive, last: &str) -> RedisResult<bool>
 }
 
 /// A stream id as two numbers, so that ids compare as redis-server compares them.
-fn id_parts(id: &str) -> (u64, u64) {
+pub(crate) fn id_parts(id: &str) -> (u64, u64) {
     let (ms, seq) = id.split_once('-').unwrap_or((id, "0"));
     (ms.parse().unwrap_or_default(), seq.parse().unwrap_or_default())
 }

@@ -1,13 +1,18 @@
 //! Submitting and cancelling.
 
+use futures_util::TryStreamExt;
+use futures_util::stream::FuturesOrdered;
 use rhizome_model::{Code, Failure, Job, JobId, JobState, Outcome};
 
-use crate::link::Call;
+use crate::link::{Call, Link};
 use crate::record::{parse_state, to_json};
 use crate::{BATCH, Queue, QueueError, keys};
 
 /// A job moves between two looks; it does not do so for ever.
 const LOOKS: usize = 100;
+/// Batches of one submission that are on their way at a time: redis-server takes one in while the
+/// next is written.
+const AHEAD: usize = 2;
 
 /// What became of a submitted job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,25 +23,24 @@ pub enum Submission {
 }
 
 impl Queue {
-    /// Enqueues what is not known yet, by id. Atomic per 256.
+    /// Enqueues what is not known yet, by id. Atomic per 256. Single jobs that are submitted at the
+    /// same time go together.
     pub async fn submit(&self, jobs: &[Job]) -> Result<Vec<Submission>, QueueError> {
+        if let [job] = jobs {
+            return Ok(vec![self.singles.ask(job.clone()).await?]);
+        }
         let mut submissions = Vec::with_capacity(jobs.len());
+        let mut under_way = FuturesOrdered::new();
         for some in jobs.chunks(BATCH) {
-            let lanes = Lanes::of(some);
-            let call = Call::new("submit")
-                .key(keys::QUEUES)
-                .keys(lanes.0.iter().map(|l| keys::lane(l)))
-                .keys(some.iter().map(|j| keys::record(j.id)));
-            let call = lanes.with_jobs(call, some)?;
-            let words: Vec<String> = self.link.call(&call).await?;
-            for word in words {
-                submissions.push(match word.as_str() {
-                    "new" => Submission::Queued,
-                    known => Submission::Known(
-                        parse_state(known).map_err(|e| QueueError::corrupt("a job's state", e))?,
-                    ),
-                });
+            if under_way.len() == AHEAD
+                && let Some(done) = under_way.try_next().await?
+            {
+                submissions.extend(done);
             }
+            under_way.push_back(submit_all(&self.link, some));
+        }
+        while let Some(done) = under_way.try_next().await? {
+            submissions.extend(done);
         }
         Ok(submissions)
     }
@@ -72,10 +76,29 @@ impl Queue {
         let mut get = redis::cmd("HMGET");
         get.arg(keys::record(id)).arg("l").arg("h");
         let (lane, home): (Option<String>, Option<String>) = self.link.query(&get).await?;
-        Ok(lane
-            .zip(home)
-            .map(|(lane, home)| Place { member: keys::delayed_member(id, &home), lane }))
+        Ok(home.map(|home| Place {
+            member: keys::delayed_member(id, &home),
+            lane: lane.unwrap_or(home),
+        }))
     }
+}
+
+/// Up to 256, in one step.
+pub(crate) async fn submit_all(link: &Link, jobs: &[Job]) -> Result<Vec<Submission>, QueueError> {
+    let lanes = Lanes::of(jobs);
+    let call = Call::new("submit")
+        .key(keys::QUEUES)
+        .keys(lanes.0.iter().map(|l| keys::lane(l)))
+        .keys(jobs.iter().map(|j| keys::record(j.id)));
+    let call = lanes.with_jobs(call, jobs)?;
+    let words: Vec<String> = link.call(&call).await?;
+    let submission = |word: &String| match word.as_str() {
+        "new" => Ok(Submission::Queued),
+        known => parse_state(known)
+            .map(Submission::Known)
+            .map_err(|e| QueueError::corrupt("a job's state", e)),
+    };
+    words.iter().map(submission).collect()
 }
 
 pub(crate) struct Place {
@@ -100,12 +123,7 @@ impl Lanes {
         for job in jobs {
             let home = keys::lane_name(&job.queue, keys::home(job));
             let place = self.0.iter().position(|l| *l == home).map_or(0, |p| p + 1);
-            call = call
-                .arg(job.id.to_string())
-                .arg(&job.queue)
-                .num(place)
-                .num(job.max_attempts)
-                .arg(to_json(job)?);
+            call = call.arg(job.id.to_string()).num(place).num(job.max_attempts).arg(to_json(job)?);
         }
         Ok(call)
     }

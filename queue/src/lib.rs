@@ -21,6 +21,7 @@
 //! Must not know: what a job does.
 
 mod backoff;
+mod batch;
 pub mod bench;
 mod connect;
 mod error;
@@ -51,8 +52,10 @@ pub use runner::{CancelReason, Lease, Retried, Runner, RunnerOptions};
 pub use stats::QueueStats;
 pub use tasks::{Accept, Acceptance};
 
+use batch::Batcher;
 use link::Link;
 use news::News;
+use rhizome_model::Job;
 
 /// A function takes at most this many items, so that redis-server never stops for long.
 pub(crate) const BATCH: usize = 256;
@@ -62,6 +65,8 @@ pub(crate) const BATCH: usize = 256;
 pub struct Queue {
     link: Arc<Link>,
     news: Arc<News>,
+    /// Jobs that are submitted one by one.
+    singles: Arc<Batcher<Job, Submission>>,
 }
 
 impl Queue {
@@ -70,6 +75,12 @@ impl Queue {
     pub async fn connect(config: &QueueConfig) -> Result<Self, QueueError> {
         let link = Arc::new(Link::new(&config.socket)?);
         connect::prepare(&link, config).await?;
-        Ok(Self { news: Arc::new(News::new(link.clone())), link })
+        let to = link.clone();
+        let singles = Batcher::new(move |some: Vec<Job>| {
+            let to = to.clone();
+            async move { jobs::submit_all(&to, &some).await }
+        });
+        let news = Arc::new(News::new(link.clone()));
+        Ok(Self { link, news, singles: Arc::new(singles) })
     }
 }

@@ -163,7 +163,9 @@ fn is_missing_function(error: &RedisError) -> bool {
 
 /// Whether a lane's group is gone, as after a `FLUSHALL`.
 pub(crate) fn is_missing_group(error: &RedisError) -> bool {
-    error.code() == Some("NOGROUP") || error.to_string().contains("no such key")
+    // By its text: the error of a pipeline has no code.
+    let text = error.to_string();
+    text.contains("NOGROUP") || text.contains("No such key") || text.contains("no such key")
 }
 
 /// A call of one of our functions.

@@ -140,9 +140,8 @@ async fn follow_once(
             waiters.wake_all();
         }
         for entry in ended {
-            if let Some(id) = entry.get::<String>("i") {
-                waiters.wake(&id);
-            }
+            let ids = entry.get::<String>("i").unwrap_or_default();
+            ids.split(' ').for_each(|id| waiters.wake(id));
             last = entry.id;
         }
     }

@@ -55,7 +55,7 @@ impl Queue {
 
     /// A job that waits in its lane or runs; none when it has just left.
     async fn in_lane(&self, record: &Record) -> Result<Option<JobRecord>, QueueError> {
-        let lane = keys::lane(record.text("l")?);
+        let lane = keys::lane(record.text("l").or_else(|_| record.text("h"))?);
         let entry = record.text("s")?;
         let mut look = redis::pipe();
         look.cmd("XPENDING").arg(&lane).arg(keys::GROUP).arg(entry).arg(entry).arg(1);
@@ -96,10 +96,20 @@ impl Record {
             runner: None,
             outcome: self.optional("o")?,
             failure: self.optional("f")?,
-            submitted_at: self.number("t")?.unwrap_or_default(),
+            submitted_at: self.submitted_at()?,
             started_at: self.number("b")?,
             ended_at: self.number("e")?,
         })
+    }
+
+    /// Noted once it left its first entry; until then the entry's id tells.
+    fn submitted_at(&self) -> Result<i64, QueueError> {
+        if let Some(noted) = self.number("t")? {
+            return Ok(noted);
+        }
+        let entry = self.text("s")?;
+        let time = entry.split_once('-').map_or(entry, |(time, _)| time);
+        time.parse().map_err(|e| self.corrupt("when it was submitted", e))
     }
 
     fn parse_state(&self) -> Result<JobState, QueueError> {

@@ -66,7 +66,6 @@ end
 local function conclude(k, id, queue, state, outcome, attempts, payload, by)
   redis.call('HSET', k.job, 'st', state, 'o', outcome, 'e', int(now()), 'a', attempts, 'j', payload)
   if by then redis.call('HSET', k.job, 'b', int(by.begun)) end
-  redis.call('HDEL', k.job, 's', 'c', 'us', 'un')
   redis.call('EXPIRE', k.job, RECORD_TTL)
   redis.call('XADD', k.done, 'MAXLEN', '~', DONE_KEPT, '*', 'i', id)
   redis.call('HINCRBY', k.counters, queue .. ' ' .. state, 1)

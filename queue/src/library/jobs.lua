@@ -1,18 +1,23 @@
 -- Jobs. The record of a job is a hash:
---   st state (queued stands for running too: the lane's group knows)   q queue   h its lane by priority
---   l lane and s entry where it waits or runs   a attempts before   m most attempts   t submitted
+--   st state (queued stands for running too: the lane's group knows)   h its lane by priority
+--   l lane, when it is not h, and s entry where it waits or runs, or did   a attempts before, if any
+--   m most attempts   t submitted, when that is not the time in s
 --   j payload (while it is in no lane)   o outcome   f last failure   b begun   e ended
 --   c cancel asked for   ls, lo the entry and owner that last ended its attempt itself   us, un last write
 
--- Enqueues a job that is not known yet. j: id, queue, lane (name), max, payload.
+-- Enqueues a job that is not known yet. j: id, lane (name), max, payload.
 local function submit_one(job, lane, j)
   local entry = enqueue(lane, j.id, 0, j.payload)
-  redis.call('HSET', job, 'st', 'queued', 'q', j.queue, 'h', j.lane, 'l', j.lane, 's', entry,
-    'a', 0, 'm', j.max, 't', int(now()))
+  redis.call('HSET', job, 'st', 'queued', 'h', j.lane, 's', entry, 'm', j.max)
+end
+
+-- The job leaves its first entry: when that was made is when it was submitted.
+local function keep_time(job, entry)
+  redis.call('HSETNX', job, 't', string.match(entry, '^%d+'))
 end
 
 -- KEYS: queues, then L lanes, then a record per job
--- ARGV: L, the lanes' names, then per job: id, queue, place of its lane, max attempts, payload
+-- ARGV: L, the lanes' names, then per job: id, place of its lane, max attempts, payload
 local function submit(KEYS, ARGV)
   local lanes = tonumber(ARGV[1])
   local place = {}
@@ -26,16 +31,16 @@ local function submit(KEYS, ARGV)
   local reply = {}
   local a = 2 + lanes
   for k = 2 + lanes, #KEYS do
-    local id, queue, home, max, payload = ARGV[a], ARGV[a+1], tonumber(ARGV[a+2]), ARGV[a+3], ARGV[a+4]
-    a = a + 5
-    local r = redis.call('HMGET', KEYS[k], 'st', 'l', 's')
+    local id, home, max, payload = ARGV[a], tonumber(ARGV[a+1]), ARGV[a+2], ARGV[a+3]
+    a = a + 4
+    local r = redis.call('HMGET', KEYS[k], 'st', 'l', 's', 'h')
     if r[1] then
-      local lane = r[1] == 'queued' and place[r[2]]
+      local lane = r[1] == 'queued' and place[r[2] or r[4]]
       local pending = lane and redis.call('XPENDING', lane, GROUP, r[3], r[3], 1) or {}
       reply[#reply + 1] = #pending > 0 and 'running' or r[1]
     else
       submit_one(KEYS[k], KEYS[1 + home],
-        { id = id, queue = queue, lane = ARGV[1 + home], max = max, payload = payload })
+        { id = id, lane = ARGV[1 + home], max = max, payload = payload })
       reply[#reply + 1] = 'new'
     end
   end
@@ -59,29 +64,30 @@ end
 
 -- k: job, lane, delayed, done, counters, control. lane_name: where the caller saw it.
 local function cancel_one(k, id, lane_name, member, outcome)
-  local r = redis.call('HMGET', k.job, 'st', 'l', 's', 'q', 'a', 'j', 'c')
-  local state, queue = r[1], r[4]
+  local r = redis.call('HMGET', k.job, 'st', 'l', 's', 'h', 'a', 'j', 'c')
+  local state, lane, before = r[1], r[2] or r[4], r[5] or 0
   if not state then return 'unknown' end
   if ended(state) then return state end
+  local queue = string.match(r[4], '^(.*):')
   if state == 'delayed' then
     redis.call('ZREM', k.delayed, member)
     redis.call('HINCRBY', k.counters, queue .. ' delayed', -1)
-    conclude(k, id, queue, 'cancelled', outcome, r[5], r[6])
+    conclude(k, id, queue, 'cancelled', outcome, before, r[6])
     return 'cancelled'
   end
-  if r[2] ~= lane_name then return 'moved' end
+  if lane ~= lane_name then return 'moved' end
   local p = redis.call('XPENDING', k.lane, GROUP, r[3], r[3], 1)
   if #p > 0 then
     if not r[7] then
       redis.call('HSET', k.job, 'c', 1)
       redis.call('XADD', k.control, 'MAXLEN', '~', CONTROL_KEPT, '*', 'k', 'cancel', 'w', p[1][2],
-        'l', r[2], 's', r[3])
+        'l', lane, 's', r[3])
     end
     return 'running'
   end
   local e = read_entry(k.lane, r[3])
   redis.call('XDEL', k.lane, r[3])
-  conclude(k, id, queue, 'cancelled', outcome, r[5], e and e.payload or '')
+  conclude(k, id, queue, 'cancelled', outcome, before, e and e.payload or '')
   return 'cancelled'
 end
 
@@ -119,6 +125,7 @@ local function give_back(KEYS, ARGV)
       elseif r[1] then
         make_lane(again)
         local new = enqueue(again, id, attempts, l.payload)
+        keep_time(job, entry)
         redis.call('HSET', job, 's', new, 'l', again_name, 'a', attempts)
       end
     end
@@ -193,6 +200,7 @@ local function retry(KEYS, ARGV)
   local first = redis.call('ZRANGE', KEYS[6], 0, 0, 'WITHSCORES')
   redis.call('ZADD', KEYS[6], int(at), ARGV[7])
   redis.call('HSET', KEYS[1], 'st', 'delayed', 'a', l.attempt, 'j', l.payload, 'b', int(l.begun))
+  keep_time(KEYS[1], entry)
   redis.call('HDEL', KEYS[1], 's')
   redis.call('HINCRBY', KEYS[4], queue .. ' delayed', 1)
   if not first[2] or at < tonumber(first[2]) then

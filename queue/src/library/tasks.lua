@@ -86,6 +86,70 @@ local function finish(KEYS, ARGV)
   return { 'ok' }
 end
 
+-- What an owner holds of one lane from its `first` item to its `last`, in one look: entry -> since
+-- when it holds it, in ms. Entries beyond the look are asked for one by one.
+local LOOK = 512
+local function held_between(lane, first, last, owner)
+  local rows = redis.pcall('XPENDING', lane, GROUP, first, last, LOOK, owner)
+  local held = {}
+  if rows.err then return held, true end
+  for _, row in ipairs(rows) do
+    if row[4] == 1 then held[row[1]] = row[3] end
+  end
+  return held, #rows < LOOK
+end
+
+-- What piled up of finishes without a task and without events; each is judged by itself.
+-- KEYS: done, counters, L lanes, then a record per lease
+-- ARGV: owner, L, then per lane: its queue, first and last entry of these leases;
+--       then per lease: place of its lane, entry, id, state, outcome, attempt, payload
+-- Reply: ok or fenced, per lease
+local function finish_many(KEYS, ARGV)
+  local owner, lanes = ARGV[1], tonumber(ARGV[2])
+  local held, whole, over, at = {}, {}, {}, now()
+  for i = 1, lanes do
+    held[i], whole[i] = held_between(KEYS[2+i], ARGV[3*i+1], ARGV[3*i+2], owner)
+    over[i] = {}
+  end
+  local reply, news, counts = {}, {}, {}
+  local a = 3 + 3 * lanes
+  local ended_at = int(at)
+  for k = 3 + lanes, #KEYS do
+    local job, i, entry = KEYS[k], tonumber(ARGV[a]), ARGV[a+1]
+    local id, state = ARGV[a+2], ARGV[a+3]
+    local idle = held[i][entry]
+    if not idle and not whole[i] then
+      local is_held, p = holds(KEYS[2+i], entry, owner)
+      if is_held then idle = p[1][3] end
+    end
+    if idle then
+      redis.call('HSET', job, 'st', state, 'o', ARGV[a+4], 'e', ended_at, 'a', ARGV[a+5], 'j', ARGV[a+6],
+        'b', int(at - idle), 'ls', entry, 'lo', owner)
+      redis.call('EXPIRE', job, RECORD_TTL)
+      news[#news + 1] = id
+      over[i][#over[i] + 1] = entry
+      local counter = ARGV[3*i] .. ' ' .. state
+      counts[counter] = (counts[counter] or 0) + 1
+      reply[#reply + 1] = 'ok'
+    else
+      local mine, was = concluded_by(job, entry, owner)
+      reply[#reply + 1] = mine and ended(was) and 'ok' or 'fenced'
+    end
+    a = a + 7
+  end
+  for i = 1, lanes do
+    if #over[i] > 0 then
+      redis.call('XACK', KEYS[2+i], GROUP, unpack(over[i]))
+      redis.call('XDEL', KEYS[2+i], unpack(over[i]))
+    end
+  end
+  for counter, n in pairs(counts) do redis.call('HINCRBY', KEYS[2], counter, n) end
+  if #news > 0 then
+    redis.call('XADD', KEYS[1], 'MAXLEN', '~', DONE_KEPT, '*', 'i', table.concat(news, ' '))
+  end
+  return reply
+end
+
 -- KEYS: record, lane, events, task, tasks, capacity, statuses
 -- ARGV: entry, owner, number of the write, task, events
 local function update(KEYS, ARGV)
@@ -140,7 +204,7 @@ local SETTLED = { ready = true, failed = true, refused = true, deleted = true }
 -- ARGV: digest, nonce, its expiry (s), totals (3), version and phase that the caller saw (or '' ''),
 --       whether its declarations must be those that it saw, outcome of the cancelled,
 --       id, name of the lane and member of the job that works on it (or '' '' ''),
---       task, events, L, names of lanes, then per job: id, queue, place of its lane, max, payload
+--       task, events, L, names of lanes, then per job: id, place of its lane, max, payload
 local function accept(KEYS, ARGV)
   local k = task_keys(KEYS, 1)
   local t, at = read_task(ARGV, 14)
@@ -188,16 +252,17 @@ local function accept(KEYS, ARGV)
   for i = 1, lanes do make_lane(KEYS[13 + i]) end
   local a = at + lanes + 1
   for i = 14 + lanes, #KEYS do
-    local home = tonumber(ARGV[a+2])
+    local home = tonumber(ARGV[a+1])
     local state = redis.call('HGET', KEYS[i], 'st')
     -- A job that ended is asked for anew: it was signed for anew.
     if ended(state) then redis.call('DEL', KEYS[i]) end
     if not state or ended(state) then
-      redis.call('SADD', KEYS[7], ARGV[a+1])
+      local lane = ARGV[at + home]
+      redis.call('SADD', KEYS[7], string.match(lane, '^(.*):'))
       submit_one(KEYS[i], KEYS[13 + home],
-        { id = ARGV[a], queue = ARGV[a+1], lane = ARGV[at + home], max = ARGV[a+3], payload = ARGV[a+4] })
+        { id = ARGV[a], lane = lane, max = ARGV[a+2], payload = ARGV[a+3] })
     end
-    a = a + 5
+    a = a + 4
   end
   return { 'accepted', superseded }
 end

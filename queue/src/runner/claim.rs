@@ -5,6 +5,7 @@
 //! there are slots; what is too much goes back at once, so that it waits for nobody here.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::RedisResult;
 use redis::streams::StreamReadReply;
@@ -115,16 +116,20 @@ impl Claimer {
         read.arg(vec![">"; shared.lanes.len()]);
         let id = reader.id;
         let reply = {
+            let mut unblock = redis::cmd("CLIENT");
+            unblock.arg("UNBLOCK").arg(id);
             let answer = read.query_async::<Option<StreamReadReply>>(&mut reader.connection);
             tokio::pin!(answer);
-            let mut draining = false;
             loop {
+                let draining = async {
+                    shared.drain.cancelled().await;
+                    // Again until it answers: it may not have begun to block when it is first told.
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                };
                 tokio::select! {
+                    biased;
                     reply = &mut answer => break reply?,
-                    () = shared.drain.cancelled(), if !draining => {
-                        draining = true;
-                        let mut unblock = redis::cmd("CLIENT");
-                        unblock.arg("UNBLOCK").arg(id);
+                    () = draining => {
                         shared.queue.link.once::<i64>(&unblock).await?;
                     }
                     () = shared.doubt.notified() => self.compare().await?,
@@ -183,11 +188,11 @@ impl Claimer {
         slot: OwnedSemaphorePermit,
     ) -> Option<(Hold, Failure)> {
         let flag = self.shared.held.add(&place)?;
-        let hold = Hold::new(self.shared.clone(), place, content.id, flag, slot);
-        match serde_json::from_str(&content.payload) {
+        let hold = Hold::new(self.shared.clone(), place, content, flag, slot);
+        match serde_json::from_str(hold.payload()) {
             Ok(job) => {
                 // Nobody takes it any more only when the runner is gone, and then it is dropped.
-                let _ = self.leases.send(Lease::new(job, content.before + 1, hold));
+                let _ = self.leases.send(Lease::new(job, hold));
                 None
             }
             Err(error) => {

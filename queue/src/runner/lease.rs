@@ -11,10 +11,11 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use super::ending::{Ending, state_of};
 use super::held::{CancelReason, Flag};
 use crate::events::with_events;
 use crate::link::Call;
-use crate::pending::{Counts, Place, give_back};
+use crate::pending::{Content, Counts, Place, give_back};
 use crate::record::to_json;
 use crate::tasks::{free, task_keys, with_status, with_task};
 use crate::{QueueError, keys};
@@ -43,6 +44,10 @@ pub struct Lease {
 pub(super) struct Hold {
     id: String,
     place: Place,
+    /// From 1.
+    attempt: u32,
+    /// The job as it is stored: its record keeps it.
+    payload: String,
     flag: Arc<Flag>,
     shared: Arc<Shared>,
     /// Writes so far: redis-server knows a repeated one by its number.
@@ -52,8 +57,8 @@ pub(super) struct Hold {
 }
 
 impl Lease {
-    pub(super) fn new(job: Job, attempt: u32, hold: Hold) -> Self {
-        Self { job, attempt, hold }
+    pub(super) fn new(job: Job, hold: Hold) -> Self {
+        Self { job, attempt: hold.attempt, hold }
     }
 
     /// Cancelled when the work should stop; [`Lease::cancel_reason`] says why.
@@ -186,12 +191,19 @@ impl Hold {
     pub(super) fn new(
         shared: Arc<Shared>,
         place: Place,
-        id: String,
+        content: Content,
         flag: Arc<Flag>,
         slot: OwnedSemaphorePermit,
     ) -> Self {
         let (writes, over) = (Mutex::new(0), AtomicBool::new(false));
-        Self { id, place, flag, shared, writes, over, _slot: slot }
+        let Content { id, before, payload } = content;
+        let attempt = before + 1;
+        Self { id, place, attempt, payload, flag, shared, writes, over, _slot: slot }
+    }
+
+    /// The job as it is stored.
+    pub(super) fn payload(&self) -> &str {
+        &self.payload
     }
 
     pub(super) fn id(&self) -> &str {
@@ -205,18 +217,26 @@ impl Hold {
         events: &[Event],
     ) -> Result<(), QueueError> {
         let _writes = self.writes.lock().await;
+        if task.is_none() && events.is_empty() {
+            return self.finish_plainly(outcome).await;
+        }
         let mut call = self.call("finish").keys([keys::DONE, keys::COUNTERS, keys::EVENTS]);
         if let Some(task) = task {
             call = call.keys(task_keys(&task.deployment));
         }
-        call = call.args(self.signature()).arg(self.queue()).arg(match outcome {
-            Outcome::Succeeded(_) => "succeeded",
-            Outcome::Failed(_) => "failed",
-            Outcome::Cancelled => "cancelled",
-        });
+        call = call.args(self.signature()).arg(self.queue()).arg(state_of(outcome));
         let call = with_events(with_task(call.arg(to_json(outcome)?), task)?, events)?;
         let reply: Vec<String> = self.shared.queue.link.call(&call).await?;
         self.judge(&reply, task)?;
+        self.end();
+        Ok(())
+    }
+
+    async fn finish_plainly(&self, outcome: &Outcome) -> Result<(), QueueError> {
+        let ending = Ending::new(&self.place, &self.id, outcome, self.attempt, &self.payload)?;
+        if !self.shared.endings.ask(ending).await? {
+            return Err(QueueError::Fenced);
+        }
         self.end();
         Ok(())
     }

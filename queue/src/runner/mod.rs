@@ -12,6 +12,7 @@
 
 mod claim;
 mod control;
+mod ending;
 mod held;
 mod lease;
 
@@ -26,9 +27,11 @@ pub use held::CancelReason;
 pub use lease::{Lease, Retried};
 
 use crate::backoff::{RECONNECT, jittered};
+use crate::batch::Batcher;
 use crate::link::Call;
 use crate::pending::{Counts, Place, give_back};
 use crate::{Queue, QueueError, keys};
+use ending::Ending;
 use held::Held;
 
 /// Dropped leases that one call gives back.
@@ -85,6 +88,7 @@ pub(crate) struct Shared {
     /// What is held must be compared with what redis-server says.
     doubt: Notify,
     dropped: mpsc::UnboundedSender<(Place, String)>,
+    endings: Batcher<Ending, bool>,
 }
 
 impl Queue {
@@ -94,7 +98,13 @@ impl Queue {
             return Err(QueueError::Refused(message.into()));
         }
         let (dropped, returned) = mpsc::unbounded_channel();
+        let (link, name) = (self.link.clone(), options.name.clone());
+        let endings = Batcher::new(move |endings: Vec<Ending>| {
+            let (link, name) = (link.clone(), name.clone());
+            async move { ending::end_all(&link, &name, &endings).await }
+        });
         let shared = Arc::new(Shared {
+            endings,
             queue: self.clone(),
             lanes: keys::lanes_to_serve(&options.queues),
             slots: Arc::new(Semaphore::new(options.slots)),
