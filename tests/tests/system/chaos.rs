@@ -1,11 +1,11 @@
 //! `kill -9` of each process, one at a time, while 20 machines are being made.
 
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rhizome_tests::{System, command, eventually};
+use rhizome_tests::{Kernel, System, command, eventually};
 
 use crate::image::busybox;
 
@@ -53,14 +53,14 @@ fn survive(victims: &[(&str, usize)]) {
     assert!(output.status.success(), "{said}\n{}", system.logs());
     let expected: Vec<_> = (0..MACHINES).map(|i| format!("1.fleet.m-{i}")).collect();
     // An attempt that was killed may still be clearing up behind the one that finished.
-    eventually("the kernel agrees", Duration::from_secs(30), || {
-        let kernel = system.kernel();
+    let whole = |kernel: &Kernel| {
         let all = [&kernel.namespaces, &kernel.links, &kernel.cgroups, &kernel.subvolumes];
-        let whole = all
-            .iter()
-            .all(|seen| expected.iter().all(|m| seen.contains(m)) && seen.len() == MACHINES);
-        whole.then_some(())
-    });
+        all.iter().all(|seen| expected.iter().all(|m| seen.contains(m)) && seen.len() == MACHINES)
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !whole(&system.kernel()) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+    }
     let kernel = system.kernel();
     assert_eq!(kernel.machines().len(), MACHINES);
     assert_eq!(kernel.volumes.iter().collect::<Vec<_>>(), ["1.fleet.data"]);
