@@ -42,8 +42,9 @@ test: lint ## Everything that must hold: lint, all tests, doctests
 	cargo nextest run --locked --workspace --no-fail-fast
 	cargo test --locked --workspace --doc --quiet
 
-bench: release ## Measure: submit to result
+bench: release ## Measure: submit to result, and the queue beside raw Redis
 	target/release/rhizome bench submit
+	target/release/rhizome bench queue
 
 clean: ## Remove what was built
 	cargo clean

@@ -37,6 +37,9 @@ pub struct Job {
     pub max_attempts: u32,
     /// The longest that one attempt may take, in milliseconds.
     pub timeout_ms: u64,
+    /// Unix milliseconds, by the node's clock: not started after this, it ends as expired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<i64>,
     /// The job that waits for this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<JobId>,

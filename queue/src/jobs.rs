@@ -129,6 +129,14 @@ impl Lanes {
     }
 }
 
+/// The outcome of a job that nobody could begin in time.
+pub(crate) fn expired() -> Outcome {
+    Outcome::Failed(Failure::new(
+        Code::Expired,
+        "its deadline was over before a runner could begin with it",
+    ))
+}
+
 /// The outcome of a job whose runners died.
 pub(crate) fn quarantined() -> Outcome {
     Outcome::Failed(Failure::new(

@@ -16,6 +16,9 @@
 //!   names the entry and the runner, and is refused once the entry is no longer that runner's.
 //!   Given back, a job gets a new entry: an old lease can never be taken for a new one.
 //! - The only clock is redis-server's.
+//! - A job whose deadline is over does not start: whoever is given it asks first, and it ends there.
+//! - What piles up during a round trip goes together in the next (`batch`): single submits, finishes.
+//!   Each is still judged by itself.
 //! - Whatever is repeated because an answer was lost changes nothing the second time.
 //!
 //! Must not know: what a job does.

@@ -243,6 +243,7 @@ fn action_job(task: &Task, kind: WorkloadKind, id: ResourceId, action: Action) -
         // A command is never run twice by itself.
         max_attempts: 1,
         timeout_ms: ACTION_MS,
+        expires_at: None,
         parent: None,
         work,
     }

@@ -279,6 +279,7 @@ fn script_job(task: &Task, work: Work, timeout_ms: u64, max_attempts: u32) -> Jo
         priority: Priority::Normal,
         max_attempts,
         timeout_ms,
+        expires_at: None,
         parent: None,
         work,
     }

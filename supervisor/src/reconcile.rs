@@ -76,6 +76,7 @@ fn upkeep(task: &Task, work: Work, round: &str, priority: Priority) -> Job {
         priority,
         max_attempts: 3,
         timeout_ms: TIMEOUT_MS,
+        expires_at: None,
         parent: None,
         work,
     }
@@ -93,6 +94,7 @@ fn sweep(kind: WorkloadKind, round: &str) -> Job {
         priority: Priority::Low,
         max_attempts: 3,
         timeout_ms: TIMEOUT_MS,
+        expires_at: None,
         parent: None,
         work,
     }

@@ -263,6 +263,7 @@ fn make_jobs(count: usize) -> Result<Vec<Job>, Error> {
         priority: Priority::Normal,
         max_attempts: 3,
         timeout_ms: 60_000,
+        expires_at: None,
         parent: None,
         work: work(0),
     };

@@ -220,6 +220,20 @@ local function print_output(KEYS, ARGV)
   return 'ok'
 end
 
+-- A job that was given out and has a deadline: ends it, if that is over, as if it had not been given.
+-- KEYS: record, lane, done, counters.  ARGV: entry, owner, deadline, queue, outcome if it is expired,
+--       outcome if it is cancelled
+local function begin(KEYS, ARGV)
+  local l = read_lease(KEYS[2], ARGV[1], ARGV[2])
+  if not l then return 'fenced' end
+  if now() < tonumber(ARGV[3]) then return 'ok' end
+  local cancelled = redis.call('HGET', KEYS[1], 'c')
+  drop_entry(KEYS[2], ARGV[1])
+  conclude({ job = KEYS[1], done = KEYS[3], counters = KEYS[4] }, l.id, ARGV[4],
+    cancelled and 'cancelled' or 'expired', cancelled and ARGV[6] or ARGV[5], l.before, l.payload)
+  return 'over'
+end
+
 -- A runner begins. KEYS: runners, their queues, queues, control, lanes
 -- ARGV: name, ms that it counts as alive, number of queues, queues.  Reply: where control stands
 local function open(KEYS, ARGV)

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use redis::RedisResult;
 use redis::streams::StreamReadReply;
-use rhizome_model::{Code, Failure, Outcome};
+use rhizome_model::{Code, Failure, Job, Outcome};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::Shared;
@@ -168,7 +168,7 @@ impl Claimer {
             match free.split(1) {
                 Some(slot) if !draining => {
                     // A comparison may have found it before its answer came.
-                    if let Some(unreadable) = self.lease(place, content, slot) {
+                    if let Some(unreadable) = self.lease(place, content, slot).await {
                         self.refuse(unreadable).await;
                     }
                 }
@@ -180,8 +180,9 @@ impl Claimer {
         Ok(())
     }
 
-    /// Hands a lease to the taker of jobs; what cannot be read comes back.
-    fn lease(
+    /// Hands a lease to the taker of jobs, unless the job's deadline is over; what cannot be read
+    /// comes back.
+    async fn lease(
         &self,
         place: Place,
         content: Content,
@@ -189,8 +190,11 @@ impl Claimer {
     ) -> Option<(Hold, Failure)> {
         let flag = self.shared.held.add(&place)?;
         let hold = Hold::new(self.shared.clone(), place, content, flag, slot);
-        match serde_json::from_str(hold.payload()) {
+        match serde_json::from_str::<Job>(hold.payload()) {
             Ok(job) => {
+                if !self.is_in_time(&job, &hold).await {
+                    return None;
+                }
                 // Nobody takes it any more only when the runner is gone, and then it is dropped.
                 let _ = self.leases.send(Lease::new(job, hold));
                 None
@@ -198,6 +202,17 @@ impl Claimer {
             Err(error) => {
                 let message = format!("the job cannot be read by this version of us: {error}");
                 Some((hold, Failure::new(Code::Internal, message)))
+            }
+        }
+    }
+
+    async fn is_in_time(&self, job: &Job, hold: &Hold) -> bool {
+        let Some(expires_at) = job.expires_at else { return true };
+        match hold.may_begin(expires_at).await {
+            Ok(begins) => begins,
+            Err(error) => {
+                tracing::warn!(job = %job.id, %error, "cannot see whether a job is in time; it goes back");
+                false
             }
         }
     }
@@ -242,7 +257,7 @@ impl Claimer {
             let slot = self.shared.slots.clone().try_acquire_owned();
             match slot {
                 Ok(slot) if !self.shared.drain.is_cancelled() => {
-                    let unreadable = self.lease(place.clone(), content, slot);
+                    let unreadable = self.lease(place.clone(), content, slot).await;
                     self.shared.held.adopt(&place);
                     if let Some(unreadable) = unreadable {
                         self.refuse(unreadable).await;

@@ -18,7 +18,7 @@ use crate::link::Call;
 use crate::pending::{Content, Counts, Place, give_back};
 use crate::record::to_json;
 use crate::tasks::{free, task_keys, with_status, with_task};
-use crate::{QueueError, keys};
+use crate::{QueueError, jobs, keys};
 
 /// What becomes of a job that is to be tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,6 +199,24 @@ impl Hold {
         let Content { id, before, payload } = content;
         let attempt = before + 1;
         Self { id, place, attempt, payload, flag, shared, writes, over, _slot: slot }
+    }
+
+    /// Whether a job with this deadline may still begin. If not, it has ended, or is another's.
+    pub(super) async fn may_begin(&self, expires_at: i64) -> Result<bool, QueueError> {
+        let call = self
+            .call("begin")
+            .keys([keys::DONE, keys::COUNTERS])
+            .args(self.signature())
+            .num(expires_at)
+            .arg(self.queue())
+            .arg(to_json(&jobs::expired())?)
+            .arg(to_json(&Outcome::Cancelled)?);
+        let word: String = self.shared.queue.link.call(&call).await?;
+        let begins = word == "ok";
+        if !begins {
+            self.end();
+        }
+        Ok(begins)
     }
 
     /// The job as it is stored.

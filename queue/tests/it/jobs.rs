@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use rhizome_model::{Code, Failure, JobState, Outcome, Priority};
+use rhizome_model::{Code, Failure, Job, JobState, Outcome, Priority};
 use rhizome_queue::{CancelReason, QueueError, Submission};
 use serde_json::json;
 
@@ -260,4 +260,25 @@ async fn stats_count_what_waits_runs_and_is_dead() {
     let stats = queue.stats().await.unwrap().remove(0);
     assert_eq!((stats.dead, stats.ended[&JobState::Failed]), (1, 1));
     assert!(stats.oldest_ms < DEADLINE.as_millis() as u64);
+}
+
+#[tokio::test]
+async fn what_is_past_its_deadline_does_not_start() {
+    let server = Server::start();
+    let queue = server.queue().await;
+    let late = Job { expires_at: Some(1), ..job("volume") };
+    let later = Job { expires_at: Some(i64::MAX >> 10), ..job("volume") };
+    queue.submit(&[late.clone(), later.clone()]).await.unwrap();
+    let mut runner = runner(&queue, "a").await;
+    let lease = take(&mut runner).await;
+    assert_eq!(lease.job, later, "the slot went to what is in time");
+    match queue.wait(late.id).await.unwrap() {
+        Outcome::Failed(failure) => assert_eq!(failure.code, Code::Expired),
+        other => panic!("{other:?}"),
+    }
+    let record = queue.job(late.id).await.unwrap().unwrap();
+    assert_eq!((record.state, record.attempts), (JobState::Expired, 0));
+    assert_eq!((record.started_at, record.job), (None, late));
+    lease.finish(&Outcome::Succeeded(json!(null))).await.unwrap();
+    assert_eq!(queue.stats().await.unwrap()[0].ended[&JobState::Expired], 1);
 }

@@ -20,6 +20,8 @@ enum Step {
     Die,
     Due,
     Cancel,
+    /// The deadline is over by the time that it is due.
+    Late,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -32,6 +34,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Die),
         3 => Just(Step::Due),
         1 => Just(Step::Cancel),
+        1 => Just(Step::Late),
     ]
 }
 
@@ -41,12 +44,14 @@ struct Model {
     attempts: u32,
     max: u32,
     cancel_asked: bool,
+    late: bool,
 }
 
 impl Model {
     /// The event that a step is, if it is one in this state.
     fn event(&self, step: Step) -> JobEvent {
         match step {
+            Step::Claim if self.late && self.state == JobState::Queued => JobEvent::Expire,
             Step::Claim => JobEvent::Claim,
             Step::Succeed => JobEvent::Succeed,
             Step::Fail => JobEvent::Fail,
@@ -56,7 +61,8 @@ impl Model {
             Step::Die if self.attempts >= self.max => JobEvent::Quarantine,
             Step::Release | Step::Die => JobEvent::Release,
             Step::Due => JobEvent::Due,
-            Step::Cancel => JobEvent::Cancel,
+            // Nothing happens to it, but something will.
+            Step::Cancel | Step::Late => JobEvent::Cancel,
         }
     }
 
@@ -65,9 +71,13 @@ impl Model {
             self.cancel_asked = true;
             return;
         }
+        if matches!(step, Step::Late) {
+            self.late |= self.state == JobState::Delayed;
+            return;
+        }
         if let Ok(next) = self.state.step(self.event(step)) {
             let given_back = matches!(step, Step::Release) && next == JobState::Queued;
-            self.attempts += u32::from(matches!(step, Step::Claim));
+            self.attempts += u32::from(next == JobState::Running);
             self.attempts -= u32::from(given_back);
             self.state = next;
         }
@@ -83,9 +93,9 @@ struct Real {
 }
 
 impl Real {
-    async fn apply(&mut self, id: JobId, step: Step, can_claim: bool) {
+    async fn apply(&mut self, id: JobId, step: Step, can_claim: bool, late: bool) {
         match step {
-            Step::Claim if can_claim => self.claim(id).await,
+            Step::Claim if can_claim => self.claim(id, late).await,
             Step::Claim => {}
             Step::Succeed => self.end(Outcome::Succeeded(json!(1))).await,
             Step::Fail => self.end(Outcome::Failed(failure())).await,
@@ -113,15 +123,21 @@ impl Real {
             Step::Cancel => {
                 self.queue.cancel(id).await.unwrap();
             }
+            Step::Late => self.make_late(id).await,
         }
     }
 
-    async fn claim(&mut self, id: JobId) {
+    async fn claim(&mut self, id: JobId, late: bool) {
         if let Some(old) = self.runner.take() {
             old.close().await;
         }
         let mut runner = self.queue.runner(options(&id.to_string(), 1)).await.unwrap();
-        self.lease = Some(take(&mut runner).await);
+        if late {
+            let end = soon("its end", self.queue.wait(id)).await.unwrap();
+            assert!(matches!(end, Outcome::Failed(f) if f.code == Code::Expired));
+        } else {
+            self.lease = Some(take(&mut runner).await);
+        }
         runner.drain();
         self.runner = Some(runner);
     }
@@ -130,6 +146,18 @@ impl Real {
         if let Some(lease) = self.lease.take() {
             lease.finish(&outcome).await.unwrap();
         }
+    }
+
+    /// The deadline of a delayed job is moved into the past.
+    async fn make_late(&mut self, id: JobId) {
+        let record = self.queue.job(id).await.unwrap().unwrap();
+        if record.state != JobState::Delayed {
+            return;
+        }
+        let late = Job { expires_at: Some(1), ..record.job };
+        let mut set = redis::cmd("HSET");
+        set.arg(format!("{{n}}:job:{id}")).arg("j").arg(serde_json::to_string(&late).unwrap());
+        set.query_async::<()>(&mut self.wire).await.unwrap();
     }
 
     /// The hour of pause is over.
@@ -155,15 +183,16 @@ fn failure() -> Failure {
     Failure::new(Code::ToolFailed, "no")
 }
 
-async fn compare(server: &Server, queue: &Queue, max: u32, steps: &[Step]) {
-    let job = Job { max_attempts: max, ..job("volume") };
+async fn compare(server: &Server, queue: &Queue, max: u32, late: bool, steps: &[Step]) {
+    let deadline = if late { 1 } else { i64::MAX >> 10 };
+    let job = Job { max_attempts: max, expires_at: Some(deadline), ..job("volume") };
     queue.submit(std::slice::from_ref(&job)).await.unwrap();
-    let mut model = Model { state: JobState::Queued, attempts: 0, max, cancel_asked: false };
+    let mut model = Model { state: JobState::Queued, attempts: 0, max, cancel_asked: false, late };
     let mut real =
         Real { queue: queue.clone(), runner: None, wire: server.wire().await, lease: None };
     for step in steps {
         let claims = matches!(step, Step::Claim) && model.state == JobState::Queued;
-        real.apply(job.id, *step, claims).await;
+        real.apply(job.id, *step, claims, model.late).await;
         model.apply(*step);
         let record = queue.job(job.id).await.unwrap().unwrap();
         assert_eq!(
@@ -185,10 +214,11 @@ fn redis_and_the_model_agree() {
     let queue = runtime.block_on(server.queue_with(Durability::None));
     let mut runner =
         TestRunner::new(Config { cases: 300, failure_persistence: None, ..Config::default() });
-    let histories = (1..4u32, proptest::collection::vec(step(), 1..14));
+    let lates = prop_oneof![5 => Just(false), 1 => Just(true)];
+    let histories = (1..4u32, lates, proptest::collection::vec(step(), 1..14));
     runner
-        .run(&histories, |(max, steps)| {
-            runtime.block_on(compare(&server, &queue, max, &steps));
+        .run(&histories, |(max, late, steps)| {
+            runtime.block_on(compare(&server, &queue, max, late, &steps));
             Ok(())
         })
         .unwrap();

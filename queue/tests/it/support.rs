@@ -124,6 +124,7 @@ pub fn job(queue: &str) -> Job {
         priority: Priority::Normal,
         max_attempts: 3,
         timeout_ms: 60_000,
+        expires_at: None,
         parent: None,
         work: Work::Sweep { kind: WorkloadKind::Volume },
     }

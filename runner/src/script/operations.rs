@@ -198,6 +198,7 @@ impl Operations {
             priority: self.priority,
             max_attempts: ATTEMPTS,
             timeout_ms: TIMEOUT_MS,
+            expires_at: None,
             parent: Some(self.parent),
             work,
         }
