@@ -126,6 +126,11 @@ impl Dev {
         };
         let listen = format!("127.0.0.1:{ledger_port}");
         self.service("ledger", &["ledger", "--listen", &listen], self.layout.ledger(), None);
+        ready("ledger", &client.ledger).await?;
+        // Before the nodes have theirs: the deployer's account is always the first one.
+        let key = load_or_make_key(&client.key)?;
+        let ledger = rhizome_identity::LedgerClient::new(&client.ledger, Some(key.clone()))?;
+        ledger.ensure_account().await?;
         let listen = format!("127.0.0.1:{coord_port}");
         let coord_key = load_or_make_key(&self.layout.coord().join("coord.key"))?.key_id();
         self.service(
@@ -138,10 +143,6 @@ impl Dev {
             redis::wait_gone(&self.layout.node(n)).await?;
             self.node(n, args, &client.ledger, &coord_key.to_string());
         }
-        let key = load_or_make_key(&client.key)?;
-        ready("ledger", &client.ledger).await?;
-        let ledger = rhizome_identity::LedgerClient::new(&client.ledger, Some(key.clone()))?;
-        ledger.ensure_account().await?;
         ready("coord", &client.coord).await?;
         tour::all_nodes_reachable(&client, key, args.nodes).await?;
         self.layout.publish(&client)?;
