@@ -44,7 +44,7 @@ async fn the_urgent_are_served_first_and_equals_in_order() {
     let server = Server::start();
     let queue = server.queue().await;
     let jobs: Vec<_> = [Priority::Low, Priority::Normal, Priority::High, Priority::Normal]
-        .map(|priority| rhizome_model::Job { priority, ..job("volume") })
+        .map(|priority| Job { priority, ..job("volume") })
         .into();
     queue.submit(&jobs).await.unwrap();
     let mut runner = runner(&queue, "a").await;
@@ -222,11 +222,7 @@ async fn what_is_too_much_for_the_slots_goes_to_others() {
     };
     let mut greedy = queue.runner(two).await.unwrap();
     // Comes to a reader that blocks on all lanes, in one step.
-    let jobs = [
-        rhizome_model::Job { priority: Priority::Low, ..job("volume") },
-        job("volume"),
-        job("machine"),
-    ];
+    let jobs = [Job { priority: Priority::Low, ..job("volume") }, job("volume"), job("machine")];
     queue.submit(&jobs).await.unwrap();
     let first = take(&mut greedy).await;
     let mut other = queue
@@ -248,8 +244,7 @@ async fn stats_count_what_waits_runs_and_is_dead() {
     let server = Server::start();
     let queue = server.queue().await;
     let _upkeep = maintain(&queue);
-    let jobs: Vec<_> =
-        (0..3).map(|_| rhizome_model::Job { max_attempts: 1, ..job("volume") }).collect();
+    let jobs: Vec<_> = (0..3).map(|_| Job { max_attempts: 1, ..job("volume") }).collect();
     queue.submit(&jobs).await.unwrap();
     let mut runner = runner(&queue, "a").await;
     let lease = take(&mut runner).await;
