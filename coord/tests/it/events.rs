@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use rhizome_model::{Event, Phase, What};
 
-use crate::world::{SOON, User, World, until};
+use crate::world::{SOON, User, World, until, until_within};
 
 fn log(n: usize) -> What {
     What::Log { message: n.to_string() }
@@ -153,7 +153,8 @@ async fn the_log_of_a_deployment_is_bounded_and_says_so() {
     for n in 0..LINES {
         world.nodes[0].says("1/demo", 1, log(n));
     }
-    until("the last line is mirrored", || async {
+    let limit = Duration::from_secs(120);
+    until_within(limit, "the last line is mirrored", || async {
         let last = user.events_after("demo", LINES as u64).await;
         (last.last()?.what == log(LINES - 1)).then_some(())
     })
