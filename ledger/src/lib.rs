@@ -32,6 +32,7 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::cors::{Any, CorsLayer};
+use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -71,8 +72,16 @@ pub async fn run(
     served.map_err(|e| Failure::new(Code::Internal, format!("the ledger stopped serving: {e}")))
 }
 
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Rhizome ledger",
+    description = "Accounts, farms, nodes and their uptime, on the routes of registrar v4."
+))]
+struct Description;
+
 fn router(app: Arc<App>) -> (Router, utoipa::openapi::OpenApi) {
-    let (documented, api) = OpenApiRouter::new().nest("/v1", resources()).split_for_parts();
+    let described = OpenApiRouter::with_openapi(Description::openapi());
+    let (documented, api) = described.nest("/v1", resources()).split_for_parts();
     let (again, _) = OpenApiRouter::new().nest("/api/v1", resources()).split_for_parts();
     // v4 asks browsers' origins nothing; its X-Auth is no cookie.
     let cors = CorsLayer::new()

@@ -6,18 +6,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rhizome_model::api::OutputChunk;
 use rhizome_model::{
-    Action, Backoff, Class, Code, Event, Failure, Phase, ResourceId, What, Work, WorkloadKind,
+    Action, Class, Code, Event, Failure, Phase, ResourceId, What, Work, WorkloadKind,
 };
 use rhizome_queue::{Lease, QueueError, Retried};
 use rhizome_sal::{Chunk, SalError, Workload};
-use rhizome_service::{clock, random};
+use rhizome_service::clock;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::{Runner, outcome};
 
-/// Between attempts of an operation whose cause may pass.
-const RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 /// Pieces of output that wait to be written; a program that prints faster is slowed down.
 const OUTPUT_BACKLOG: usize = 64;
 
@@ -73,7 +71,7 @@ impl Runner {
             Ended::Done(value) => self.succeed(lease, value).await,
             Ended::Failed(trouble) if trouble.may_pass => {
                 let failure = about(lease, trouble.failure);
-                let delay = random::jittered(RETRY, lease.attempt);
+                let delay = rhizome_queue::backoff(lease.attempt);
                 let event = failed_event(lease, &failure, Some(delay));
                 match lease.retry(&failure, delay, &event).await? {
                     Retried::Later => Ok(()),
