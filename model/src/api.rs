@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    AccountId, Capacity, DeploymentId, DesiredResource, Failure, FarmId, JobState, KeyId, Name,
-    NodeId, Phase, Version,
+    AccountId, Capacity, DeploymentId, DesiredResource, Failure, FarmId, JobId, JobState, KeyId,
+    Name, NodeId, Phase, TraceId, Version,
 };
 
 /// coord's answer to an envelope that it accepted: it is on disk.
@@ -116,7 +116,47 @@ pub struct NodeStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PoolView {
     pub queues: Vec<String>,
+    pub mode: PoolMode,
+    /// How many runners there should be.
+    pub scale: usize,
     pub runners: Vec<RunnerView>,
+}
+
+/// Whether a pool takes jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolMode {
+    #[default]
+    Running,
+    /// Its runners stay and start nothing new.
+    Paused,
+    /// Its runners end what they have and stop.
+    Drained,
+}
+
+/// What an operator changes about a pool; what is absent stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PoolChange {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<PoolMode>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<usize>,
+}
+
+/// What one account may use of a node's runners; what is absent is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AccountLimits {
+    /// Jobs of one queue that run at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
+    /// Jobs of one queue that start per second, on average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_per_s: Option<f64>,
+    /// Jobs that may start at once after a silence; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -126,18 +166,120 @@ pub struct RunnerView {
     pub restarts: u32,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+/// How a queue of a node stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct QueueView {
     pub node: NodeId,
     pub queue: String,
+    pub mode: PoolMode,
+    /// Jobs at a time of all its runners.
+    pub slots: u64,
     pub ready: u64,
     pub running: u64,
+    /// For a time: a pause before another attempt, or because they are not to start earlier.
     pub delayed: u64,
+    /// Of those, the ones that failed before.
+    pub retrying: u64,
+    /// For other jobs.
+    pub waiting: u64,
+    /// Dead letters that are kept.
     pub dead: u64,
     /// Milliseconds that the oldest ready job has waited.
     pub oldest_ms: u64,
+    /// Jobs that ended per second, over the last minute at most.
+    pub rate_per_s: f64,
     /// Jobs that ended since the queue was made, by state.
     pub ended: BTreeMap<JobState, u64>,
+    pub accounts: Vec<AccountQueueView>,
+}
+
+/// What of a queue is one account's; 0 is the node's own upkeep.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct AccountQueueView {
+    pub account: AccountId,
+    pub ready: u64,
+    pub running: u64,
+    pub ended: BTreeMap<JobState, u64>,
+}
+
+/// A job of a node, with every attempt at it. Times are Unix milliseconds by the node's clock.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct JobView {
+    pub node: NodeId,
+    pub id: JobId,
+    pub queue: String,
+    pub account: AccountId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<DeploymentId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource: Option<Name>,
+    /// What it does, in a word: `script`, `ensure`, `delete`, …
+    pub work: String,
+    pub state: JobState,
+    pub submitted_at: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<i64>,
+    /// W3C trace id of the envelope that led to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<JobId>,
+    /// The job that it does again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again: Option<JobId>,
+    /// Jobs that it still waits for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waits_for: Vec<JobId>,
+    pub attempts: Vec<AttemptView>,
+    /// What its runner last said about how far it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub progress: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub result: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// The last lines that it printed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log: Vec<String>,
+}
+
+/// One attempt of a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct AttemptView {
+    /// From 1.
+    pub number: u32,
+    pub runner: String,
+    pub started_at: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<i64>,
+    /// None while it is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<AttemptEnd>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+}
+
+/// Why an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AttemptEnd {
+    Succeeded,
+    Failed,
+    Cancelled,
+    /// It failed, and another followed.
+    Retried,
+    /// Its runner died.
+    Died,
+    /// It was given back without having been tried, and does not count.
+    Released,
+}
+
+/// A job that was asked for again under a new id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct JobAgain {
+    pub id: JobId,
 }
 
 /// A command for inside a resource.

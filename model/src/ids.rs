@@ -21,6 +21,8 @@ pub enum IdError {
     Key(String),
     #[error("'{0}' is not a job id: use 32 lower-case hexadecimal digits")]
     Job(String),
+    #[error("'{0}' is not a trace id: use 32 lower-case hexadecimal digits")]
+    Trace(String),
     #[error("'{0}' is not a number from 1 upwards")]
     Number(String),
 }
@@ -236,7 +238,32 @@ hex_id!(/// An Ed25519 public key; in text, 64 lower-case hexadecimal digits. As
 hex_id!(/// A job. Ids of jobs that a deployment causes are derived, so that asking again is the same job.
     JobId, 16, Job);
 
+hex_id!(/// What ties together everything that one envelope led to, on all nodes: the trace id of W3C
+    /// Trace Context. Whoever has the envelope can compute it.
+    TraceId, 16, Trace);
+
+impl TraceId {
+    /// Of the payload that was signed.
+    pub fn of_payload(payload: &[u8]) -> Self {
+        Self(derived("rhizome 2026 trace id v1", payload))
+    }
+}
+
+/// What is hashed for one purpose can never be mistaken for another's.
+fn derived(purpose: &str, what: &[u8]) -> [u8; 16] {
+    let mut hash = blake3::Hasher::new_derive_key(purpose);
+    hash.update(what);
+    let mut id = [0; 16];
+    id.copy_from_slice(&hash.finalize().as_bytes()[..16]);
+    id
+}
+
 impl JobId {
+    /// The job that does again what another was to do.
+    pub fn again(of: Self) -> Self {
+        Self(derived("rhizome 2026 job id again v1", &of.0))
+    }
+
     /// The job that evaluates the script of one version of a deployment.
     pub fn script(deployment: &DeploymentId, version: Version) -> Self {
         Self::derived(deployment, version, "script")
@@ -245,11 +272,8 @@ impl JobId {
     /// The id of the job that does `what` for one version of a deployment: the same words, the
     /// same id, on whatever attempt.
     pub fn derived(deployment: &DeploymentId, version: Version, what: &str) -> Self {
-        let mut hash = blake3::Hasher::new_derive_key("rhizome 2026 job id v1");
-        hash.update(format!("{deployment}\n{version}\n{what}").as_bytes());
-        let mut id = [0; 16];
-        id.copy_from_slice(&hash.finalize().as_bytes()[..16]);
-        Self(id)
+        let what = format!("{deployment}\n{version}\n{what}");
+        Self(derived("rhizome 2026 job id v1", what.as_bytes()))
     }
 }
 

@@ -1,22 +1,25 @@
 //! Jobs: what runners do, one attempt at a time.
 //!
 //! ```text
-//!             Claim                Succeed
-//!   queued ──────────▶ running ──────────────▶ succeeded
-//!    ▲  │                │ │ │     Fail
-//!    │  │        Retry   │ │ └───────────────▶ failed
-//!    │  │ Cancel  ┌──────┘ │       Cancel
-//!    │  ├─────────│────────┴───────────────▶ cancelled
-//!    │  │         ▼        │ Quarantine
-//!    │  │ Expire delayed   └───────────────▶ quarantined
-//!    │  └────────▶│ expired
-//!    └── Due ─────┘   (Release: running ▶ queued, the attempt is given back)
+//!             Ready            Claim             Succeed
+//!   waiting ────────▶ queued ──────────▶ running ───────────▶ succeeded
+//!                      ▲  ▲  ◀────────── │ │ │ │    Fail
+//!                  Due │  │    Release   │ │ │ └────────────▶ failed
+//!                      │  │              │ │ │    Cancel
+//!   delayed ───────────┘  │              │ │ └──────────────▶ cancelled
+//!      ▲                  │              │ │    Quarantine
+//!      └──────────────────────── Retry ──┘ └────────────────▶ quarantined
 //! ```
+//!
+//! A job begins waiting (for other jobs), delayed (until a time) or queued. Until it runs it can
+//! expire; until it ends it can be cancelled. One that waits fails when a job that it needs did.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{AccountId, DeploymentId, Failure, JobId, Name, ResourceId, Version, WorkloadKind};
+use crate::{
+    AccountId, DeploymentId, Failure, JobId, Name, ResourceId, TraceId, Version, WorkloadKind,
+};
 
 /// What a runner is asked to do. To the queue itself the work is opaque.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,10 +43,54 @@ pub struct Job {
     /// Unix milliseconds, by the node's clock: not started after this, it ends as expired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<i64>,
-    /// The job that waits for this one.
+    /// Unix milliseconds, by the node's clock: not started before this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub starts_at: Option<i64>,
+    /// The job that asked for this one, and is cancelled together with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<JobId>,
+    /// Not started before all of these have succeeded; fails when one of them ends otherwise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<JobId>,
+    /// While a job with this key has not ended, no other with it is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unique: Option<String>,
+    /// Jobs of one key run one at a time, in the order in which they were submitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<String>,
+    /// The job that was to be done again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again: Option<JobId>,
+    /// Ties everything together that one envelope led to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceId>,
     pub work: Work,
+}
+
+impl Job {
+    /// A job that may start at once, in three attempts of ten minutes each.
+    pub fn new(id: JobId, queue: impl Into<String>, account: AccountId, work: Work) -> Self {
+        Self {
+            id,
+            queue: queue.into(),
+            account,
+            deployment: None,
+            version: None,
+            resource: None,
+            priority: Priority::Normal,
+            max_attempts: 3,
+            timeout_ms: 10 * 60 * 1000,
+            expires_at: None,
+            starts_at: None,
+            parent: None,
+            after: Vec::new(),
+            unique: None,
+            order: None,
+            again: None,
+            trace: None,
+            work,
+        }
+    }
 }
 
 /// 0 is served first.
@@ -127,6 +174,8 @@ pub enum Outcome {
 )]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
+    /// For other jobs to end.
+    Waiting,
     Queued,
     Delayed,
     Running,
@@ -140,6 +189,8 @@ pub enum JobState {
 /// What can happen to a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobEvent {
+    /// What it waited for has ended well.
+    Ready,
     Claim,
     Succeed,
     Fail,
@@ -162,7 +213,8 @@ pub struct IllegalJobEvent {
 }
 
 impl JobState {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
+        Self::Waiting,
         Self::Queued,
         Self::Delayed,
         Self::Running,
@@ -175,7 +227,7 @@ impl JobState {
 
     pub fn is_ended(self) -> bool {
         match self {
-            Self::Queued | Self::Delayed | Self::Running => false,
+            Self::Waiting | Self::Queued | Self::Delayed | Self::Running => false,
             Self::Succeeded
             | Self::Failed
             | Self::Cancelled
@@ -186,27 +238,34 @@ impl JobState {
 
     /// The one place that says which event leads where.
     pub fn step(self, event: JobEvent) -> Result<Self, IllegalJobEvent> {
-        use JobEvent::{Cancel, Claim, Due, Expire, Fail, Quarantine, Release, Retry, Succeed};
+        use JobEvent::{
+            Cancel, Claim, Due, Expire, Fail, Quarantine, Ready, Release, Retry, Succeed,
+        };
         let next = match (self, event) {
+            (Self::Waiting, Ready) => Self::Queued,
             (Self::Queued, Claim) => Self::Running,
-            (Self::Queued | Self::Delayed | Self::Running, Cancel) => Self::Cancelled,
-            (Self::Queued | Self::Delayed, Expire) => Self::Expired,
+            (Self::Waiting | Self::Queued | Self::Delayed | Self::Running, Cancel) => {
+                Self::Cancelled
+            }
+            (Self::Waiting | Self::Queued | Self::Delayed, Expire) => Self::Expired,
             (Self::Delayed, Due) => Self::Queued,
             (Self::Running, Succeed) => Self::Succeeded,
-            (Self::Running, Fail) => Self::Failed,
+            (Self::Waiting | Self::Running, Fail) => Self::Failed,
             (Self::Running, Retry) => Self::Delayed,
             (Self::Running, Release) => Self::Queued,
             (Self::Running, Quarantine) => Self::Quarantined,
-            (Self::Queued, Succeed | Fail | Retry | Release | Due | Quarantine)
-            | (Self::Delayed, Claim | Succeed | Fail | Retry | Release | Quarantine)
-            | (Self::Running, Claim | Due | Expire)
+            (Self::Waiting, Claim | Succeed | Retry | Release | Due | Quarantine)
+            | (Self::Queued, Ready | Succeed | Fail | Retry | Release | Due | Quarantine)
+            | (Self::Delayed, Ready | Claim | Succeed | Fail | Retry | Release | Quarantine)
+            | (Self::Running, Ready | Claim | Due | Expire)
             | (
                 Self::Succeeded
                 | Self::Failed
                 | Self::Cancelled
                 | Self::Expired
                 | Self::Quarantined,
-                Claim | Succeed | Fail | Retry | Release | Due | Cancel | Expire | Quarantine,
+                Ready | Claim | Succeed | Fail | Retry | Release | Due | Cancel | Expire
+                | Quarantine,
             ) => return Err(IllegalJobEvent { state: self, event }),
         };
         Ok(next)
@@ -237,7 +296,9 @@ mod tests {
     fn an_ended_job_stays_as_it_is() {
         use JobEvent::*;
         for state in JobState::ALL.into_iter().filter(|s| s.is_ended()) {
-            for event in [Claim, Succeed, Fail, Retry, Release, Due, Cancel, Expire, Quarantine] {
+            for event in
+                [Ready, Claim, Succeed, Fail, Retry, Release, Due, Cancel, Expire, Quarantine]
+            {
                 assert!(state.step(event).is_err(), "{state:?} {event:?}");
             }
         }

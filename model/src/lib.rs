@@ -35,7 +35,8 @@ pub use dsse::{
 pub use error::{Class, Code, Failure};
 pub use event::{Event, What};
 pub use ids::{
-    AccountId, DeploymentId, FarmId, IdError, JobId, KeyId, Name, NodeId, ResourceId, Version,
+    AccountId, DeploymentId, FarmId, IdError, JobId, KeyId, Name, NodeId, ResourceId, TraceId,
+    Version,
 };
 pub use job::{
     Action, IllegalJobEvent, Job, JobEvent, JobState, Outcome, Priority, SCRIPT_QUEUE, Work,

@@ -232,10 +232,8 @@ impl Supervisor {
 fn action_job(task: &Task, kind: WorkloadKind, id: ResourceId, action: Action) -> Job {
     let resource = id.name.clone();
     let work = Work::Act { kind, id, action };
+    let id = JobId(*uuid::Uuid::new_v4().as_bytes());
     Job {
-        id: JobId(*uuid::Uuid::new_v4().as_bytes()),
-        queue: queue_name(&work),
-        account: task.deployment.account,
         deployment: Some(task.deployment.clone()),
         version: Some(task.version),
         resource: Some(resource),
@@ -243,9 +241,7 @@ fn action_job(task: &Task, kind: WorkloadKind, id: ResourceId, action: Action) -
         // A command is never run twice by itself.
         max_attempts: 1,
         timeout_ms: ACTION_MS,
-        expires_at: None,
-        parent: None,
-        work,
+        ..Job::new(id, queue_name(&work), task.deployment.account, work)
     }
 }
 

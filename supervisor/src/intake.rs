@@ -15,7 +15,7 @@ use rhizome_identity::{Verified, mycelium_address, verify};
 use rhizome_model::api::TaskView;
 use rhizome_model::{
     Capacity, Code, DeleteDocument, DeploymentDocument, DeploymentId, Document, Envelope, Event,
-    Failure, Job, JobId, KeyId, NodeId, Phase, Priority, Task, What, Work, queue_name,
+    Failure, Job, JobId, KeyId, NodeId, Phase, Task, What, Work, queue_name,
 };
 use rhizome_queue::{Accept, Acceptance};
 use rhizome_service::clock;
@@ -270,18 +270,11 @@ impl Supervisor {
 
 fn script_job(task: &Task, work: Work, timeout_ms: u64, max_attempts: u32) -> Job {
     Job {
-        id: task.job,
-        queue: queue_name(&work),
-        account: task.deployment.account,
         deployment: Some(task.deployment.clone()),
         version: Some(task.version),
-        resource: None,
-        priority: Priority::Normal,
         max_attempts,
         timeout_ms,
-        expires_at: None,
-        parent: None,
-        work,
+        ..Job::new(task.job, queue_name(&work), task.deployment.account, work)
     }
 }
 

@@ -66,37 +66,23 @@ fn due(task: &Task, working: bool) -> Option<Work> {
 }
 
 fn upkeep(task: &Task, work: Work, round: &str, priority: Priority) -> Job {
+    let id = JobId::derived(&task.deployment, task.version, &format!("upkeep {round}"));
     Job {
-        id: JobId::derived(&task.deployment, task.version, &format!("upkeep {round}")),
-        queue: queue_name(&work),
-        account: task.deployment.account,
         deployment: Some(task.deployment.clone()),
         version: Some(task.version),
-        resource: None,
         priority,
-        max_attempts: 3,
         timeout_ms: TIMEOUT_MS,
-        expires_at: None,
-        parent: None,
-        work,
+        ..Job::new(id, queue_name(&work), task.deployment.account, work)
     }
 }
 
 fn sweep(kind: WorkloadKind, round: &str) -> Job {
     let work = Work::Sweep { kind };
+    let id = node_job_id(&format!("sweep {kind} {round}"));
     Job {
-        id: node_job_id(&format!("sweep {kind} {round}")),
-        queue: queue_name(&work),
-        account: NODE,
-        deployment: None,
-        version: None,
-        resource: None,
         priority: Priority::Low,
-        max_attempts: 3,
         timeout_ms: TIMEOUT_MS,
-        expires_at: None,
-        parent: None,
-        work,
+        ..Job::new(id, queue_name(&work), NODE, work)
     }
 }
 

@@ -13,9 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use rhizome_model::{
-    AccountId, Job, JobId, Name, Outcome, Priority, Work, WorkloadKind, queue_name,
-};
+use rhizome_model::{AccountId, Job, JobId, Name, Outcome, Work, WorkloadKind, queue_name};
 use rhizome_queue::bench::Probe;
 use rhizome_queue::{Durability, Queue, QueueConfig, QueueError, Runner, RunnerOptions};
 use serde_json::{Value, json};
@@ -253,20 +251,7 @@ fn make_jobs(count: usize) -> Result<Vec<Job>, Error> {
         id: deployment.resource(name.clone()),
         spec: json!({ "padding": "x".repeat(padding) }),
     };
-    let mut job = Job {
-        id: JobId([0; 16]),
-        queue: queue_name(&work(0)),
-        account,
-        deployment: None,
-        version: None,
-        resource: None,
-        priority: Priority::Normal,
-        max_attempts: 3,
-        timeout_ms: 60_000,
-        expires_at: None,
-        parent: None,
-        work: work(0),
-    };
+    let mut job = Job::new(JobId([0; 16]), queue_name(&work(0)), account, work(0));
     let bare = serde_json::to_string(&job).map_err(|e| internal("a job", &e))?.len();
     job.work = work(BYTES.saturating_sub(bare));
     let with_id = |_| Job { id: JobId(uuid::Uuid::new_v4().into_bytes()), ..job.clone() };

@@ -5,8 +5,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rhizome_model::{
-    Bytes, Capacity, Cpu, DeploymentId, Event, Job, JobId, JobState, Phase, Priority, Task,
-    Version, What, Work, WorkloadKind,
+    Bytes, Capacity, Cpu, DeploymentId, Event, Job, JobId, JobState, Phase, Task, Version, What,
+    Work, WorkloadKind,
 };
 use rhizome_queue::{
     Durability, Lease, MaintainOptions, Queue, QueueConfig, Runner, RunnerOptions,
@@ -114,20 +114,8 @@ pub fn new_id() -> JobId {
 }
 
 pub fn job(queue: &str) -> Job {
-    Job {
-        id: new_id(),
-        queue: queue.into(),
-        account: rhizome_model::AccountId(1),
-        deployment: None,
-        version: None,
-        resource: None,
-        priority: Priority::Normal,
-        max_attempts: 3,
-        timeout_ms: 60_000,
-        expires_at: None,
-        parent: None,
-        work: Work::Sweep { kind: WorkloadKind::Volume },
-    }
+    let work = Work::Sweep { kind: WorkloadKind::Volume };
+    Job::new(new_id(), queue, rhizome_model::AccountId(1), work)
 }
 
 pub fn options(name: &str, slots: usize) -> RunnerOptions {

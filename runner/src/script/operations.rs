@@ -189,18 +189,14 @@ impl Operations {
 
     fn job(&self, id: JobId, resource: &DesiredResource, work: Work) -> Job {
         Job {
-            id,
-            queue: queue_name(&work),
-            account: self.deployment.account,
             deployment: Some(self.deployment.clone()),
             version: Some(self.version),
             resource: Some(resource.name.clone()),
             priority: self.priority,
             max_attempts: ATTEMPTS,
             timeout_ms: TIMEOUT_MS,
-            expires_at: None,
             parent: Some(self.parent),
-            work,
+            ..Job::new(id, queue_name(&work), self.deployment.account, work)
         }
     }
 }
