@@ -11,12 +11,8 @@ use crate::link::Link;
 
 /// A redis-server that is started at the same time as we are there by then.
 const APPEAR: Duration = Duration::from_secs(10);
-/// Functions came with it.
-const OLDEST: (u32, u32) = (7, 0);
-/// Records of ended jobs stay in one piece of memory up to fields of this size: a fifth of the memory
-/// and of the time of the other form.
-const COMPACT: (&str, &str) = ("hash-max-listpack-value", "4096");
-
+/// Streams that say who holds what came with it.
+const OLDEST: (u32, u32) = (6, 2);
 #[derive(Debug, Clone)]
 pub struct QueueConfig {
     /// redis-server's unix socket.
@@ -61,9 +57,6 @@ pub(crate) async fn prepare(link: &Link, config: &QueueConfig) -> Result<(), Que
         if setting(link, name).await? != *value {
             set(link, name, value).await?;
         }
-    }
-    if setting(link, COMPACT.0).await? != COMPACT.1 {
-        set(link, COMPACT.0, COMPACT.1).await?;
     }
     link.load().await.map_err(QueueError::Unavailable)
 }
@@ -137,7 +130,7 @@ mod tests {
     fn versions_compare_by_number() {
         assert!(parse_version("7.0.15").is_some_and(|v| v >= OLDEST));
         assert!(parse_version("10.1.0\r").is_some_and(|v| v >= OLDEST));
-        assert!(parse_version("6.2.9").is_some_and(|v| v < OLDEST));
+        assert!(parse_version("6.0.9").is_some_and(|v| v < OLDEST));
         assert_eq!(parse_version("unknown"), None);
     }
 }

@@ -22,8 +22,10 @@ pub enum QueueError {
     #[error("redis-server cannot be used: {0}")]
     Refused(String),
     /// There is no such job, or it ended so long ago that it is forgotten.
-    #[error("there is no job {0}; what ended is kept for an hour")]
+    #[error("there is no job {0}; what ended is kept for an hour, a dead letter for a week")]
     NoSuchJob(JobId),
+    #[error("job {0} has not ended; cancel it first, or wait for its end")]
+    NotEnded(JobId),
     /// What is stored cannot be read.
     #[error("what redis-server holds as {what} cannot be read: {cause}")]
     Corrupt { what: String, cause: String },
@@ -39,7 +41,7 @@ impl From<QueueError> for Failure {
     fn from(error: QueueError) -> Self {
         let code = match &error {
             QueueError::Unavailable(_) | QueueError::Refused(_) => Code::Unavailable,
-            QueueError::Fenced => Code::Conflict,
+            QueueError::Fenced | QueueError::NotEnded(_) => Code::Conflict,
             QueueError::Shortfall(_) => Code::InsufficientCapacity,
             QueueError::Trimmed | QueueError::NoSuchJob(_) => Code::NotFound,
             QueueError::Corrupt { .. } => Code::Internal,
@@ -52,6 +54,7 @@ impl From<QueueError> for Failure {
             | QueueError::Trimmed
             | QueueError::Refused(_)
             | QueueError::NoSuchJob(_)
+            | QueueError::NotEnded(_)
             | QueueError::Corrupt { .. } => failure,
         }
     }

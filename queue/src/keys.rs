@@ -14,64 +14,95 @@ pub(crate) const COUNTERS: &str = "{n}:counters";
 pub(crate) const CONTROL: &str = "{n}:control";
 pub(crate) const EVENTS: &str = "{n}:events";
 pub(crate) const RUNNERS: &str = "{n}:runners";
-pub(crate) const RUNNER_QUEUES: &str = "{n}:runner-queues";
+pub(crate) const SERVICES: &str = "{n}:services";
 pub(crate) const TASKS: &str = "{n}:tasks";
 pub(crate) const CAPACITY: &str = "{n}:capacity";
+pub(crate) const LOAD: &str = "{n}:load";
+pub(crate) const SETTINGS: &str = "{n}:settings";
+pub(crate) const WAITED: &str = "{n}:waited";
+pub(crate) const RELEASES: &str = "{n}:releases";
+pub(crate) const LANES: &str = "{n}:lanes";
+pub(crate) const PERIODIC: &str = "{n}:periodic";
+pub(crate) const PERIODIC_SLOTS: &str = "{n}:periodic-slots";
+const TOKENS: &str = "{n}:tokens";
+const UNIQUE: &str = "{n}:unique";
 
-/// The lanes of a queue, in the order in which they are served: first what a runner left behind,
-/// then by priority.
-pub(crate) const LANES: u8 = 4;
-/// Where what was under way already waits.
-pub(crate) const AGAIN: u8 = 0;
+/// What most functions may touch, in the order in which they expect it.
+pub(crate) const SHARED: [&str; 12] = [
+    COUNTERS, DONE, LOAD, SETTINGS, TOKENS, DELAYED, WAITED, RELEASES, UNIQUE, CONTROL, LANES, QUEUES,
+];
 
 pub(crate) fn record(id: JobId) -> String {
-    record_of(&id.to_string())
+    format!("{{n}}:job:{id}")
 }
 
-pub(crate) fn record_of(id: &str) -> String {
-    format!("{{n}}:job:{id}")
+/// What is known of a job besides its record.
+pub(crate) fn more(id: JobId) -> String {
+    format!("{{n}}:more:{id}")
 }
 
 pub(crate) fn output(id: JobId) -> String {
     format!("{{n}}:output:{id}")
 }
 
+/// The jobs that another asked for.
+pub(crate) fn children(id: JobId) -> String {
+    format!("{{n}}:children:{id}")
+}
+
+/// The jobs of one order, the first of which may run.
+pub(crate) fn order(name: &str) -> String {
+    format!("{{n}}:order:{name}")
+}
+
+/// The accounts that wait for their turn.
+pub(crate) fn turns(queue: &str) -> String {
+    format!("{{n}}:turns:{queue}")
+}
+
 /// The key of a lane, from its name.
 pub(crate) fn lane(name: &str) -> String {
-    format!("{{n}}:lane:{name}")
+    format!("{LANE}{name}")
 }
 
-pub(crate) fn lane_name(queue: &str, lane: u8) -> String {
-    format!("{queue}:{lane}")
+const LANE: &str = "{n}:lane:";
+
+/// The name of a lane, from its key.
+pub(crate) fn lane_name(key: &str) -> &str {
+    key.strip_prefix(LANE).unwrap_or(key)
 }
 
-/// The lane of a job by its priority.
-pub(crate) fn home(job: &Job) -> u8 {
-    match job.priority {
-        Priority::High => 1,
-        Priority::Normal => 2,
-        Priority::Low => 3,
-    }
+/// What a free runner may take at once; idle runners block on it.
+pub(crate) fn ready(queue: &str) -> String {
+    format!("{queue}:r")
 }
 
-pub(crate) fn lane_names(queue: &str) -> impl Iterator<Item = String> + '_ {
-    (0..LANES).map(move |lane| lane_name(queue, lane))
+/// What was under way already and waits in front of all.
+pub(crate) fn front(queue: &str) -> String {
+    format!("{queue}:f")
+}
+
+pub(crate) const PRIORITIES: usize = Priority::ALL.len();
+
+/// The lane of an account at a priority, 0 being the most urgent.
+pub(crate) fn lane_of(queue: &str, account: &str, priority: usize) -> String {
+    format!("{queue}:{account}:{priority}")
+}
+
+/// The lane in which a job waits when it cannot start at once.
+pub(crate) fn home(job: &Job) -> String {
+    let priority = match job.priority {
+        Priority::High => 0,
+        Priority::Normal => 1,
+        Priority::Low => 2,
+    };
+    lane_of(&job.queue, &job.account.to_string(), priority)
 }
 
 /// The queue of a lane.
 pub(crate) fn queue_of(lane_name: &str) -> &str {
-    lane_name.rsplit_once(':').map_or(lane_name, |(queue, _)| queue)
-}
-
-/// The lanes of several queues, in the order in which they are served: lane by lane, so that the
-/// priority counts before the queue.
-pub(crate) fn lanes_to_serve(queues: &[String]) -> Vec<String> {
-    (0..LANES).flat_map(|lane| queues.iter().map(move |q| lane_name(q, lane))).collect()
-}
-
-/// A delayed job: everything that is needed to name its keys when it is due.
-pub(crate) fn delayed_member(id: JobId, lane_name: &str) -> String {
-    format!("{id} {lane_name}")
+    // Names of queues have no colon.
+    lane_name.split(':').next().unwrap_or(lane_name)
 }
 
 pub(crate) fn dead(queue: &str) -> String {

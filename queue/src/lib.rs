@@ -35,12 +35,18 @@ mod keys;
 mod library;
 mod link;
 mod maintain;
+mod member;
 mod news;
 mod output;
 mod pending;
+mod periodic;
 mod record;
+mod releases;
 mod runner;
+mod settings;
+mod spool;
 mod stats;
+mod stored;
 mod tasks;
 
 use std::sync::Arc;
@@ -49,10 +55,12 @@ pub use backoff::{JOB_RETRY, backoff};
 pub use connect::{Durability, QueueConfig};
 pub use error::QueueError;
 pub use jobs::Submission;
-pub use maintain::MaintainOptions;
-pub use record::JobRecord;
+pub use maintain::{Fence, MaintainOptions};
+pub use periodic::Periodic;
+pub use record::{Attempt, JobRecord};
 pub use runner::{CancelReason, Lease, Retried, Runner, RunnerOptions};
-pub use stats::QueueStats;
+pub use settings::PoolSetting;
+pub use stats::{AccountStats, QueueStats};
 pub use tasks::{Accept, Acceptance};
 
 use batch::Batcher;
@@ -78,12 +86,21 @@ impl Queue {
     pub async fn connect(config: &QueueConfig) -> Result<Self, QueueError> {
         let link = Arc::new(Link::new(&config.socket)?);
         connect::prepare(&link, config).await?;
+        Ok(Self::on(link))
+    }
+
+    /// The same queue, for those who wait for redis-server as long as it takes.
+    pub fn patient(&self) -> Self {
+        Self::on(Arc::new(self.link.patient()))
+    }
+
+    fn on(link: Arc<Link>) -> Self {
         let to = link.clone();
         let singles = Batcher::new(move |some: Vec<Job>| {
             let to = to.clone();
             async move { jobs::submit_all(&to, &some).await }
         });
         let news = Arc::new(News::new(link.clone()));
-        Ok(Self { link, news, singles: Arc::new(singles) })
+        Self { link, news, singles: Arc::new(singles) }
     }
 }

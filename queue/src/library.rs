@@ -1,22 +1,68 @@
 //! The functions that run inside redis-server: each is one atomic step.
 //!
-//! The library is named after its own content, so that two versions of this crate can use one
-//! redis-server at a time, and none ever calls what it does not know.
+//! Where there is `FUNCTION` (Redis 7, Valkey) they are one library, named after its own content, so
+//! that two versions of this crate can use one redis-server at a time and none ever calls what it
+//! does not know. Where there is not, each is a script of its own, called by its digest.
 
+use std::fmt::Write;
 use std::sync::LazyLock;
 
 const SOURCE: &str = concat!(
     include_str!("library/head.lua"),
+    include_str!("library/load.lua"),
     include_str!("library/jobs.lua"),
+    include_str!("library/leases.lua"),
+    include_str!("library/runners.lua"),
     include_str!("library/tasks.lua"),
-    include_str!("library/tail.lua"),
 );
 
-static NAME: LazyLock<String> = LazyLock::new(|| format!("rz1_{:08x}", fingerprint(SOURCE)));
+/// What is called from outside.
+pub(crate) const FUNCTIONS: &[&str] = &[
+    "accept",
+    "beat",
+    "begin",
+    "claim",
+    "due",
+    "finish",
+    "finish_many",
+    "forget",
+    "forget_due",
+    "give_back",
+    "give_up",
+    "lease_status",
+    "open",
+    "print_output",
+    "progress",
+    "promote",
+    "publish",
+    "release",
+    "release_next",
+    "retry",
+    "set",
+    "shelve",
+    "silent",
+    "status",
+    "submit",
+    "tidy",
+    "update",
+    "withdraw",
+];
+
+static NAME: LazyLock<String> = LazyLock::new(|| format!("rz2_{:08x}", fingerprint(SOURCE)));
 
 /// The code, as `FUNCTION LOAD` takes it.
 pub(crate) fn code() -> String {
-    format!("#!lua name={}\n{}", *NAME, SOURCE.replace("@LIB@", &NAME))
+    let mut code = format!("#!lua name={}\n{SOURCE}", *NAME);
+    for name in FUNCTIONS {
+        // Writing to a String does not fail.
+        let _ = writeln!(code, "redis.register_function('{}', {name})", function(name));
+    }
+    code
+}
+
+/// The code of one function, as `SCRIPT LOAD` takes it.
+pub(crate) fn script(name: &str) -> String {
+    format!("{SOURCE}\nreturn {name}(KEYS, ARGV)\n")
 }
 
 /// The name under which redis-server knows a function.
@@ -40,8 +86,9 @@ mod tests {
     }
 
     #[test]
-    fn the_code_names_itself() {
-        assert!(code().starts_with("#!lua name=rz1_"));
-        assert!(!code().contains("@LIB@"));
+    fn every_function_that_is_called_is_defined() {
+        for name in FUNCTIONS {
+            assert!(SOURCE.contains(&format!("local function {name}(")), "{name}");
+        }
     }
 }

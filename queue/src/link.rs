@@ -8,7 +8,10 @@
 //! A call is patient: while redis-server is away it is repeated, with pauses, until a deadline.
 //! That is safe because every function answers a repetition as it answered the first time.
 
+use std::collections::HashMap;
+use std::io::Write;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use deadpool_redis::Pool;
@@ -21,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::backoff::{RECONNECT, jittered};
 use crate::exclusive::{self, Exclusive};
-use crate::{QueueError, library};
+use crate::{QueueError, keys, library};
 
 /// A call is repeated for this long: a redis-server that was killed is back long before.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -33,11 +36,18 @@ const BACKLOG: usize = 1024;
 /// Blocking reads end after this long, so that a connection that died silently is noticed.
 pub(crate) const BLOCK: Duration = Duration::from_secs(5);
 
+#[derive(Clone)]
 pub(crate) struct Link {
+    /// For how long a call is repeated; without an end where there is none.
+    patience: Option<Duration>,
     /// For readers that block.
     readers: Pool,
     shared: ConnectionManager,
+    /// The digests of the scripts, where there are no functions.
+    scripts: OnceLock<Digests>,
 }
+
+type Digests = HashMap<&'static str, String>;
 
 impl Link {
     /// Nothing is sent yet.
@@ -57,7 +67,18 @@ impl Link {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT))
             .set_response_timeout(Some(BLOCK + ANSWER));
-        Ok(Self { readers: exclusive::pool(address, config)?, shared })
+        let readers = exclusive::pool(address, config)?;
+        Ok(Self { patience: Some(PATIENCE), readers, shared, scripts: OnceLock::new() })
+    }
+
+    /// The same, for those who wait as long as it takes.
+    pub(crate) fn patient(&self) -> Self {
+        Self { patience: None, ..self.clone() }
+    }
+
+    /// The same, for those who have something else to do soon.
+    pub(crate) fn patient_for(&self, time: Duration) -> Self {
+        Self { patience: Some(time), ..self.clone() }
     }
 
     /// A connection of its own for a reader that blocks for up to [`BLOCK`].
@@ -70,26 +91,41 @@ impl Link {
         cmd.query_async(&mut self.shared.clone()).await
     }
 
-    /// Calls a function once; loads the library where it is missing.
+    /// Calls a function once; loads the functions where they are missing.
     pub(crate) async fn call_once<T: FromRedisValue>(&self, call: &Call) -> RedisResult<T> {
-        let cmd = call.cmd();
+        let cmd = call.cmd(self.scripts.get());
         match self.once(&cmd).await {
             Err(error) if is_missing_function(&error) => {
                 self.load().await?;
-                self.once(&cmd).await
+                self.once(&call.cmd(self.scripts.get())).await
             }
             answer => answer,
         }
     }
 
+    /// Loads the functions: as a library, or, where there are none, as scripts.
     pub(crate) async fn load(&self) -> RedisResult<()> {
         let mut load = redis::cmd("FUNCTION");
         load.arg("LOAD").arg("REPLACE").arg(library::code());
-        self.once(&load).await
+        match self.once(&load).await {
+            Err(error) if is_unknown_command(&error) => {
+                let mut digests = HashMap::new();
+                for name in library::FUNCTIONS {
+                    let mut load = redis::cmd("SCRIPT");
+                    load.arg("LOAD").arg(library::script(name));
+                    digests.insert(*name, self.once(&load).await?);
+                }
+                if self.scripts.set(digests).is_ok() {
+                    tracing::info!("this redis-server has no functions; uses scripts");
+                }
+                Ok(())
+            }
+            loaded => loaded,
+        }
     }
 
     pub(crate) async fn call<T: FromRedisValue>(&self, call: &Call) -> Result<T, QueueError> {
-        let mut patience = Patience::new();
+        let mut patience = Patience::new(self.patience);
         loop {
             match self.call_once(call).await {
                 Ok(answer) => return Ok(answer),
@@ -99,7 +135,7 @@ impl Link {
     }
 
     pub(crate) async fn query<T: FromRedisValue>(&self, cmd: &Cmd) -> Result<T, QueueError> {
-        let mut patience = Patience::new();
+        let mut patience = Patience::new(self.patience);
         loop {
             match self.once(cmd).await {
                 Ok(answer) => return Ok(answer),
@@ -112,7 +148,7 @@ impl Link {
         &self,
         pipe: &Pipeline,
     ) -> Result<T, QueueError> {
-        let mut patience = Patience::new();
+        let mut patience = Patience::new(self.patience);
         loop {
             match pipe.query_async(&mut self.shared.clone()).await {
                 Ok(answer) => return Ok(answer),
@@ -124,20 +160,21 @@ impl Link {
 
 /// Asks again until a deadline.
 struct Patience {
-    deadline: Instant,
+    deadline: Option<Instant>,
     attempt: u32,
 }
 
 impl Patience {
-    fn new() -> Self {
-        Self { deadline: Instant::now() + PATIENCE, attempt: 0 }
+    fn new(time: Option<Duration>) -> Self {
+        Self { deadline: time.map(|time| Instant::now() + time), attempt: 0 }
     }
 
     /// Pauses before the question is asked again; the error, when it is not to be.
     async fn after(&mut self, error: RedisError) -> Result<(), QueueError> {
         self.attempt += 1;
         let pause = jittered(RECONNECT, self.attempt);
-        if !is_transient(&error) || Instant::now() + pause > self.deadline {
+        let over = self.deadline.is_some_and(|deadline| Instant::now() + pause > deadline);
+        if over || !is_transient(&error) {
             return Err(QueueError::Unavailable(error));
         }
         tracing::debug!(attempt = self.attempt, %error, "asks redis-server again");
@@ -158,7 +195,12 @@ pub(crate) fn is_transient(error: &RedisError) -> bool {
 }
 
 fn is_missing_function(error: &RedisError) -> bool {
-    error.to_string().contains("Function not found")
+    let text = error.to_string();
+    text.contains("Function not found") || text.contains("NOSCRIPT") || text.contains("NoScript")
+}
+
+fn is_unknown_command(error: &RedisError) -> bool {
+    error.to_string().contains("unknown command")
 }
 
 /// Whether a lane's group is gone, as after a `FLUSHALL`.
@@ -171,44 +213,85 @@ pub(crate) fn is_missing_group(error: &RedisError) -> bool {
 /// A call of one of our functions.
 pub(crate) struct Call {
     function: &'static str,
-    keys: Vec<String>,
-    args: Vec<Vec<u8>>,
+    keys: Words,
+    args: Words,
+}
+
+/// Many words in one piece of memory.
+#[derive(Default)]
+struct Words {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Words {
+    fn push(&mut self, word: &[u8]) {
+        self.bytes.extend_from_slice(word);
+        self.ends.push(self.bytes.len());
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let begins = std::iter::once(0).chain(self.ends.iter().copied());
+        begins.zip(&self.ends).map(|(begin, end)| &self.bytes[begin..*end])
+    }
 }
 
 impl Call {
     pub(crate) fn new(function: &'static str) -> Self {
-        Self { function, keys: Vec::new(), args: Vec::new() }
+        Self { function, keys: Words::default(), args: Words::default() }
     }
 
-    pub(crate) fn key(mut self, key: impl Into<String>) -> Self {
-        self.keys.push(key.into());
+    /// A call whose function may touch what most may touch.
+    pub(crate) fn shared(function: &'static str) -> Self {
+        Self::new(function).keys(keys::SHARED)
+    }
+
+    pub(crate) fn key(mut self, key: impl AsRef<str>) -> Self {
+        self.keys.push(key.as_ref().as_bytes());
         self
     }
 
-    pub(crate) fn keys(mut self, keys: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.keys.extend(keys.into_iter().map(Into::into));
-        self
+    pub(crate) fn keys(self, keys: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+        keys.into_iter().fold(self, Self::key)
     }
 
     pub(crate) fn arg(mut self, arg: impl AsRef<[u8]>) -> Self {
-        self.args.push(arg.as_ref().to_vec());
+        self.args.push(arg.as_ref());
         self
     }
 
-    pub(crate) fn args(mut self, args: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
-        self.args.extend(args.into_iter().map(|a| a.as_ref().to_vec()));
+    pub(crate) fn args(self, args: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
+        args.into_iter().fold(self, Self::arg)
+    }
+
+    pub(crate) fn num(mut self, number: impl std::fmt::Display) -> Self {
+        // Writing to a Vec does not fail.
+        let _ = write!(self.args.bytes, "{number}");
+        self.args.ends.push(self.args.bytes.len());
         self
     }
 
-    pub(crate) fn num(self, number: impl std::fmt::Display) -> Self {
-        self.arg(number.to_string())
+    /// The words of the command, to be asked another time.
+    pub(crate) fn words(&self, link: &Link) -> Vec<Vec<u8>> {
+        let cmd = self.cmd(link.scripts.get());
+        let word = |arg: redis::Arg<&[u8]>| match arg {
+            redis::Arg::Simple(word) => Some(word.to_vec()),
+            _ => None,
+        };
+        cmd.args_iter().filter_map(word).collect()
     }
 
-    fn cmd(&self) -> Cmd {
-        let mut cmd = redis::cmd("FCALL");
-        cmd.arg(library::function(self.function)).arg(self.keys.len()).arg(&self.keys);
-        for arg in &self.args {
-            cmd.arg(arg.as_slice());
+    fn cmd(&self, scripts: Option<&Digests>) -> Cmd {
+        let (keys, args) = (&self.keys, &self.args);
+        let words = 3 + keys.ends.len() + args.ends.len();
+        let mut cmd = Cmd::with_capacity(words, 64 + keys.bytes.len() + args.bytes.len());
+        match scripts.and_then(|digests| digests.get(self.function)) {
+            Some(digest) => cmd.arg("EVALSHA").arg(digest),
+            None => cmd.arg("FCALL").arg(library::function(self.function)),
+        };
+        cmd.arg(keys.ends.len());
+        for word in keys.iter().chain(args.iter()) {
+            cmd.arg(word);
         }
         cmd
     }

@@ -1,38 +1,59 @@
 //! Upkeep of a node's queue: what nobody else would notice in time.
 //!
 //! ```text
-//!   round: delayed jobs that are due ─▶ their lanes
-//!          runners that fell silent ─▶ given up, their leases go back
-//!          consumers that hold nothing and are nobody's ─▶ forgotten
-//!   then sleep until the next delayed job is due, or the control stream says that an earlier came
+//!   round: delayed jobs that are due ─▶ their lanes; deadlines that are over ─▶ expired
+//!          jobs that others waited for ─▶ those go on
+//!          periodic jobs that are due ─▶ submitted
+//!          runners that fell silent ─▶ fenced, given up, their leases go back
+//!          consumers and lanes that hold nothing and are nobody's ─▶ forgotten
+//!   then sleep until the next of these is due, or the control stream says that there is something
 //! ```
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::streams::StreamInfoConsumersReply;
+use rhizome_model::JobId;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::{RECONNECT, jittered};
 use crate::exclusive::Exclusive;
-use crate::link::{Call, is_missing_group};
-use crate::pending::{Counts, give_back, held_by};
-use crate::{BATCH, Queue, QueueError, keys, news};
+use crate::link::{BLOCK, Call, is_missing_group};
+use crate::member::{Member, Places};
+use crate::pending::{Counts, give_back, held_by, lanes_of};
+use crate::{BATCH, Queue, QueueError, jobs, keys, news};
 
 /// Rounds in which a dying runner may still claim something; it does so once at most.
 const PASSES: usize = 100;
+/// A lane in which nothing was for this long is forgotten.
+const IDLE_LANE: Duration = Duration::from_secs(60);
 
-#[derive(Debug, Clone, Copy)]
+/// What stands before a job's member when it is about its deadline.
+const DEADLINE: &str = "x ";
+
+/// Makes sure that nothing of a lost runner runs any more, before its jobs are given to others, and
+/// that what it still had to say is said.
+pub trait Fence: Send + Sync {
+    fn fence<'a>(
+        &'a self,
+        runner: &'a str,
+    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+}
+
+#[derive(Clone)]
 pub struct MaintainOptions {
     /// How often silent runners are looked for.
     pub sweep: Duration,
     /// A runner is silent only when redis-server was there to hear it for this long.
     pub grace: Duration,
+    /// Asked before the leases of a silent runner go back.
+    pub fence: Option<Arc<dyn Fence>>,
 }
 
 impl Default for MaintainOptions {
     fn default() -> Self {
-        Self { sweep: Duration::from_secs(5), grace: Duration::from_secs(15) }
+        Self { sweep: Duration::from_secs(5), grace: Duration::from_secs(15), fence: None }
     }
 }
 
@@ -55,7 +76,7 @@ impl Queue {
         let upkeep = async {
             let mut failures = 0;
             loop {
-                if let Err(error) = self.maintain_once(options, &mut failures).await {
+                if let Err(error) = self.maintain_once(&options, &mut failures).await {
                     failures += 1;
                     tracing::warn!(%error, failures, "upkeep of the queue waits for redis-server");
                     tokio::time::sleep(jittered(RECONNECT, failures)).await;
@@ -67,7 +88,7 @@ impl Queue {
 
     async fn maintain_once(
         &self,
-        options: MaintainOptions,
+        options: &MaintainOptions,
         failures: &mut u32,
     ) -> Result<(), QueueError> {
         let mut connection = self.link.dedicated().await.map_err(QueueError::Unavailable)?;
@@ -76,14 +97,17 @@ impl Queue {
         let mut watch = Watch { connection, control, since: Instant::now(), swept: None };
         *failures = 0;
         loop {
+            self.release_waiting().await?;
             let due_in = self.promote_due().await?;
+            let periodic_in = self.submit_periodic().await?;
             if watch.swept.is_none_or(|at| at.elapsed() >= options.sweep) {
                 watch.swept = Some(Instant::now());
                 self.sweep(options, watch.since.elapsed() >= options.grace).await?;
             }
             let next_sweep =
                 watch.swept.map_or(options.sweep, |at| options.sweep.saturating_sub(at.elapsed()));
-            let pause = due_in.unwrap_or(next_sweep).min(next_sweep).min(crate::link::BLOCK);
+            let until = [due_in, periodic_in].into_iter().flatten().min();
+            let pause = until.unwrap_or(next_sweep).min(next_sweep).min(BLOCK);
             watch.sleep(pause).await.map_err(QueueError::Unavailable)?;
         }
     }
@@ -108,27 +132,55 @@ impl Queue {
     }
 
     async fn promote(&self, due: &[String]) -> Result<(), QueueError> {
-        let mut call = Call::new("promote").key(keys::DELAYED).key(keys::COUNTERS);
-        for member in due {
-            let (id, lane) = member
-                .split_once(' ')
-                .ok_or_else(|| QueueError::corrupt("a delayed job", member))?;
-            call = call.key(keys::record_of(id)).key(keys::lane(lane));
-            call = call.args([member, id, keys::queue_of(lane), lane]);
+        let (over, due): (Vec<&String>, Vec<&String>) =
+            due.iter().partition(|member| member.starts_with(DEADLINE));
+        for member in over {
+            self.expire(member).await?;
+        }
+        if due.is_empty() {
+            return Ok(());
+        }
+        let parse = |member: &&String| {
+            member.parse::<Member>().map_err(|e| QueueError::corrupt("a delayed job", e))
+        };
+        let members = due.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let places = Places::of(members.iter().map(|member| &*member.home));
+        let mut call = places.write(Call::shared("promote"));
+        for member in &members {
+            call = call.key(keys::record(member.id)).key(keys::more(member.id));
+            call = call.num(places.place(&member.home)).arg(member.to_string());
         }
         let promoted: u64 = self.link.call(&call).await?;
         tracing::debug!(jobs = promoted, "delayed jobs are due");
         Ok(())
     }
 
-    /// A runner died: its leases go back at once, and the attempts count. How many there were.
+    /// The deadline of a job is over: if it has not begun, it ends.
+    async fn expire(&self, member: &str) -> Result<(), QueueError> {
+        let id = member.strip_prefix(DEADLINE).and_then(|rest| rest.split(' ').next());
+        let id: JobId = id
+            .and_then(|id| id.parse().ok())
+            .ok_or_else(|| QueueError::corrupt("a deadline", member))?;
+        match self.withdraw(id, "expired", &jobs::expired()).await {
+            Ok(_) | Err(QueueError::NoSuchJob(_)) => {}
+            Err(error) => return Err(error),
+        }
+        self.link.call(&Call::new("forget_due").key(keys::DELAYED).arg(member)).await
+    }
+
+    /// A runner died: its leases go back at once, and the attempts count. How many there were. What
+    /// it left in its spool must have been delivered before, see [`Queue::deliver_spool`].
     pub async fn release_runner(&self, runner: &str) -> Result<u64, QueueError> {
         let queues = self.queues_of(runner).await?;
-        let give_up = Call::new("give_up")
-            .keys([keys::RUNNERS, keys::RUNNER_QUEUES, keys::CONTROL])
-            .arg(runner);
-        self.link.call::<()>(&give_up).await?;
-        self.give_all_back(runner, &keys::lanes_to_serve(&queues), Counts::Yes).await
+        self.give_up(runner).await?;
+        let lanes = lanes_of(&self.link, &queues).await?;
+        self.give_all_back(runner, &lanes, Counts::Yes).await
+    }
+
+    /// A runner takes nothing any more.
+    pub(crate) async fn give_up(&self, runner: &str) -> Result<(), QueueError> {
+        let call = Call::shared("give_up").keys([keys::RUNNERS, keys::SERVICES]).arg(runner);
+        self.link.call(&call).await
     }
 
     /// Gives back all that a runner that was given up holds, and forgets it.
@@ -141,7 +193,11 @@ impl Queue {
         let mut given = 0;
         for _ in 0..PASSES {
             let held = held_by(&self.link, runner, lanes).await?;
-            let leases: Vec<_> = held.into_iter().map(|(place, c)| (place, c.id)).collect();
+            let identified = |(place, content): (crate::pending::Place, crate::stored::Content)| {
+                let identity = jobs::identity(&content, &place.lane);
+                (place, identity)
+            };
+            let leases: Vec<_> = held.into_iter().map(identified).collect();
             given += give_back(&self.link, runner, counts, &leases).await?;
             if leases.is_empty() && self.forget(lanes, &[runner.to_owned()]).await? == 0 {
                 break;
@@ -161,35 +217,45 @@ impl Queue {
     /// The queues that a runner serves; all, if it never said so.
     async fn queues_of(&self, runner: &str) -> Result<Vec<String>, QueueError> {
         let mut get = redis::cmd("HGET");
-        get.arg(keys::RUNNER_QUEUES).arg(runner);
-        let queues: Option<String> = self.link.query(&get).await?;
-        match queues {
-            Some(queues) => Ok(queues.split(',').map(str::to_owned).collect()),
+        get.arg(keys::SERVICES).arg(runner);
+        let service: Option<String> = self.link.query(&get).await?;
+        match service.as_deref().and_then(|service| service.split_once(' ')) {
+            Some((_, queues)) => Ok(queues.split(',').map(str::to_owned).collect()),
             None => self.queues().await,
         }
     }
 
-    async fn queues(&self) -> Result<Vec<String>, QueueError> {
+    pub(crate) async fn queues(&self) -> Result<Vec<String>, QueueError> {
         let mut list = redis::cmd("SMEMBERS");
         list.arg(keys::QUEUES);
         self.link.query(&list).await
     }
 
     /// Gives up silent runners, and consumers that are no registered runner's.
-    async fn sweep(&self, options: MaintainOptions, watched: bool) -> Result<(), QueueError> {
+    async fn sweep(&self, options: &MaintainOptions, watched: bool) -> Result<(), QueueError> {
         if !watched {
             return Ok(());
         }
         let silent: Vec<String> = self.link.call(&Call::new("silent").key(keys::RUNNERS)).await?;
         for runner in silent {
+            if let Some(fence) = &options.fence {
+                fence.fence(&runner).await;
+            }
             let leases = self.release_runner(&runner).await?;
             tracing::warn!(%runner, leases, "a runner fell silent; its jobs went back");
         }
         let mut list = redis::cmd("ZRANGE");
         list.arg(keys::RUNNERS).arg(0).arg(-1);
         let alive: Vec<String> = self.link.query(&list).await?;
-        for lane in self.queues().await?.iter().flat_map(|q| keys::lane_names(q)) {
-            self.sweep_lane(&lane, &alive, options.grace).await?;
+        let lanes = lanes_of(&self.link, &self.queues().await?).await?;
+        for lane in &lanes {
+            self.sweep_lane(lane, &alive, options.grace).await?;
+        }
+        let own: Vec<_> = lanes.iter().filter(|l| !l.ends_with(":r") && !l.ends_with(":f")).collect();
+        for some in own.chunks(BATCH) {
+            let call = Call::shared("tidy").keys(some.iter().map(|lane| keys::lane(lane)));
+            let call = call.num(IDLE_LANE.as_millis()).args(some.iter().map(|lane| lane.as_bytes()));
+            self.link.call::<u64>(&call).await?;
         }
         Ok(())
     }
@@ -219,17 +285,26 @@ impl Queue {
 }
 
 impl Watch {
-    /// Sleeps, but not through news of the control stream.
+    /// Sleeps, but not through news that are for us.
     async fn sleep(&mut self, pause: Duration) -> redis::RedisResult<()> {
-        let pause = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX).max(1);
-        let mut read = redis::cmd("XREAD");
-        read.arg("COUNT").arg(BATCH).arg("BLOCK").arg(pause);
-        read.arg("STREAMS").arg(keys::CONTROL).arg(&self.control);
-        let news: Option<redis::streams::StreamReadReply> =
-            read.query_async(&mut self.connection).await?;
-        for entry in news.into_iter().flat_map(|n| n.keys).flat_map(|k| k.ids) {
-            self.control = entry.id;
+        let until = Instant::now() + pause;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
+            let mut read = redis::cmd("XREAD");
+            read.arg("COUNT").arg(BATCH).arg("BLOCK").arg(left);
+            read.arg("STREAMS").arg(keys::CONTROL).arg(&self.control);
+            let news: Option<redis::streams::StreamReadReply> =
+                read.query_async(&mut self.connection).await?;
+            let mut ours = news.is_none();
+            for message in news.into_iter().flat_map(|n| n.keys).flat_map(|k| k.ids) {
+                let kind = message.get::<String>("k");
+                ours |= matches!(kind.as_deref(), Some("delayed" | "released" | "settings"));
+                self.control = message.id;
+            }
+            if ours || Instant::now() >= until {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 }

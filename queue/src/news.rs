@@ -18,6 +18,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::backoff::{RECONNECT, jittered};
 use crate::link::{BLOCK, Link};
+use crate::record::outcome_in;
 use crate::{Queue, QueueError, keys};
 
 /// Ended jobs that one read takes; fewer than the stream keeps, so that a reader who falls behind
@@ -96,14 +97,11 @@ impl Queue {
 
     /// How a job ended; none while it has not.
     async fn outcome(&self, id: JobId) -> Result<Option<Outcome>, QueueError> {
-        let mut get = redis::cmd("HMGET");
-        get.arg(keys::record(id)).arg("st").arg("o");
-        let (state, outcome): (Option<String>, Option<String>) = self.link.query(&get).await?;
-        if state.is_none() {
-            return Err(QueueError::NoSuchJob(id));
-        }
-        let read = |json: String| serde_json::from_str(&json);
-        outcome.map(read).transpose().map_err(|e| QueueError::corrupt(format!("job {id}"), e))
+        let mut get = redis::cmd("GET");
+        get.arg(keys::record(id));
+        let text: Option<String> = self.link.query(&get).await?;
+        let text = text.ok_or(QueueError::NoSuchJob(id))?;
+        outcome_in(&text).map_err(|e| QueueError::corrupt(format!("job {id}"), e))
     }
 }
 

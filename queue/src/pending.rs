@@ -1,10 +1,13 @@
 //! What a runner holds, as the lanes' groups know it; and giving it back.
 
-use redis::streams::{StreamPendingCountReply, StreamRangeReply};
+use redis::Value;
+use redis::streams::StreamPendingCountReply;
 use rhizome_model::Outcome;
 
 use crate::link::{Call, Link};
+use crate::member::{Identity, Places};
 use crate::record::to_json;
+use crate::stored::{self, Content};
 use crate::{BATCH, QueueError, jobs, keys};
 
 /// An entry of a lane, given to a runner: what a lease is to redis-server.
@@ -13,25 +16,6 @@ pub(crate) struct Place {
     /// The lane's name.
     pub(crate) lane: String,
     pub(crate) entry: String,
-}
-
-/// What stands in an entry.
-#[derive(Debug, Clone)]
-pub(crate) struct Content {
-    pub(crate) id: String,
-    /// Attempts that counted before this one.
-    pub(crate) before: u32,
-    pub(crate) payload: String,
-}
-
-impl Content {
-    pub(crate) fn of(entry: &redis::streams::StreamId) -> Self {
-        Self {
-            id: entry.get("i").unwrap_or_default(),
-            before: entry.get("a").unwrap_or_default(),
-            payload: entry.get("j").unwrap_or_default(),
-        }
-    }
 }
 
 /// Whether the attempt of a lease that is given back counts.
@@ -43,26 +27,38 @@ pub(crate) enum Counts {
     No,
 }
 
+/// The lanes of these queues that there are.
+pub(crate) async fn lanes_of(link: &Link, queues: &[String]) -> Result<Vec<String>, QueueError> {
+    let mut list = redis::cmd("SMEMBERS");
+    list.arg(keys::LANES);
+    let mut lanes: Vec<String> = link.query(&list).await?;
+    lanes.retain(|lane| queues.iter().any(|queue| queue == keys::queue_of(lane)));
+    lanes.sort_unstable();
+    Ok(lanes)
+}
+
 /// Up to 256 entries of these lanes that `runner` holds.
 pub(crate) async fn held_by(
     link: &Link,
     runner: &str,
     lanes: &[String],
 ) -> Result<Vec<(Place, Content)>, QueueError> {
-    if lanes.is_empty() {
-        return Ok(Vec::new());
+    let mut held = Vec::new();
+    for some in lanes.chunks(BATCH) {
+        let mut look = redis::pipe();
+        for lane in some {
+            look.cmd("XPENDING").arg(keys::lane(lane)).arg(keys::GROUP);
+            look.arg("-").arg("+").arg(BATCH).arg(runner);
+        }
+        // A lane that was forgotten meanwhile holds nothing.
+        let pending: Vec<redis::RedisResult<StreamPendingCountReply>> =
+            link.query_all(look.ignore_errors()).await?;
+        for (lane, entries) in some.iter().zip(pending) {
+            let entries = entries.into_iter().flat_map(|p| p.ids);
+            held.extend(entries.map(|e| Place { lane: lane.clone(), entry: e.id }));
+        }
     }
-    let mut look = redis::pipe();
-    for lane in lanes {
-        look.cmd("XPENDING").arg(keys::lane(lane)).arg(keys::GROUP);
-        look.arg("-").arg("+").arg(BATCH).arg(runner);
-    }
-    let pending: Vec<StreamPendingCountReply> = link.query_all(&look).await?;
-    let held = lanes.iter().zip(pending).flat_map(|(lane, entries)| {
-        let place = |entry: String| Place { lane: lane.clone(), entry };
-        entries.ids.into_iter().map(move |e| place(e.id))
-    });
-    let held: Vec<_> = held.take(BATCH).collect();
+    held.truncate(BATCH);
     if held.is_empty() {
         return Ok(Vec::new());
     }
@@ -70,9 +66,9 @@ pub(crate) async fn held_by(
     for place in &held {
         read.cmd("XRANGE").arg(keys::lane(&place.lane)).arg(&place.entry).arg(&place.entry);
     }
-    let contents: Vec<StreamRangeReply> = link.query_all(&read).await?;
-    let with_content = |(place, found): (Place, StreamRangeReply)| {
-        found.ids.first().map(|entry| (place, Content::of(entry)))
+    let contents: Vec<Vec<Value>> = link.query_all(&read).await?;
+    let with_content = |(place, mut found): (Place, Vec<Value>)| {
+        found.pop().and_then(stored::entry).map(|(_, content)| (place, content))
     };
     Ok(held.into_iter().zip(contents).filter_map(with_content).collect())
 }
@@ -82,13 +78,11 @@ pub(crate) async fn give_back(
     link: &Link,
     owner: &str,
     counts: Counts,
-    leases: &[(Place, String)],
+    leases: &[(Place, Identity)],
 ) -> Result<u64, QueueError> {
     let mut given = 0;
     for some in leases.chunks(BATCH) {
-        let mut call = Call::new("give_back")
-            .key(keys::DONE)
-            .key(keys::COUNTERS)
+        let call = Call::shared("give_back")
             .arg(match counts {
                 Counts::Yes => "died",
                 Counts::No => "released",
@@ -96,16 +90,12 @@ pub(crate) async fn give_back(
             .arg(owner)
             .arg(to_json(&Outcome::Cancelled)?)
             .arg(to_json(&jobs::quarantined())?);
-        for (place, id) in some {
-            let queue = keys::queue_of(&place.lane);
-            let again = keys::lane_name(queue, keys::AGAIN);
-            call = call
-                .key(keys::record_of(id))
-                .key(keys::lane(&place.lane))
-                .key(keys::lane(&again))
-                .key(keys::dead(queue))
-                .args([&place.entry, id])
-                .args([queue, &again]);
+        let places = Places::of(some.iter().map(|(_, identity)| &*identity.member.home));
+        let mut call = places.write(call);
+        for (place, identity) in some {
+            call = identity.write(call).key(keys::lane(&place.lane));
+            call = call.num(places.place(&identity.member.home)).num(identity.most);
+            call = call.arg(&place.entry);
         }
         given += link.call::<u64>(&call).await?;
     }

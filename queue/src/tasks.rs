@@ -10,9 +10,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::events::with_events;
-use crate::jobs::Lanes;
+use crate::jobs::with_jobs;
 use crate::link::Call;
-use crate::record::{Fields, to_json};
+use crate::member::Identity;
+use crate::record::{Fields, Place, to_json};
 use crate::{Queue, QueueError, keys};
 
 /// Numbers up to here are exact inside redis-server.
@@ -82,35 +83,30 @@ impl Queue {
         let worker: Option<String> = self.link.query(&get).await?;
         let worker = worker.map(|id| id.parse::<JobId>()).transpose();
         let worker = worker.map_err(|e| QueueError::corrupt("a task's job", e))?;
-        let place = match worker {
-            Some(id) => self.place(id).await?.map(|place| (id, place)),
-            None => None,
+        let (worker, lane) = match worker {
+            Some(id) => match self.place(id).await? {
+                Some(Place::Live { identity, lane }) => (identity, lane),
+                Some(Place::Ended(_)) | None => (Identity::forgotten(id), String::new()),
+            },
+            None => (Identity::forgotten(JobId([0; 16])), String::new()),
         };
-        let worker_id = worker.map(|id| id.to_string()).unwrap_or_default();
-        let (lane, member) = place.map(|(_, p)| (p.lane, p.member)).unwrap_or_default();
         let (version, phase) = match request.base {
             Some((version, phase)) => (version.to_string(), phase.to_string()),
             None => Default::default(),
         };
-        let lanes = Lanes::of(request.jobs);
-        let call = Call::new("accept")
+        let call = Call::shared("accept")
             .keys(task_keys(&task.deployment))
             .key(keys::nonce(task.deployment.account, request.nonce))
-            .keys([keys::EVENTS, keys::QUEUES, keys::DELAYED, keys::DONE, keys::COUNTERS])
-            .key(keys::CONTROL)
-            .key(keys::record_of(&worker_id))
-            .key(keys::lane(&lane))
-            .keys(lanes.0.iter().map(|l| keys::lane(l)))
-            .keys(request.jobs.iter().map(|j| keys::record(j.id)))
+            .key(keys::EVENTS)
             .args([request.digest, request.nonce])
             .num(request.nonce_expires.max(1))
             .args(amounts(request.total))
             .args([version, phase])
             .arg(if request.task.phase == Phase::Deleting { "1" } else { "0" })
-            .arg(to_json(&Outcome::Cancelled)?)
-            .args([worker_id, lane, member]);
+            .arg(to_json(&Outcome::Cancelled)?);
+        let call = worker.write(call).key(keys::lane(&lane)).arg(&lane);
         let call = with_events(with_task(call, Some(task))?, request.events)?;
-        lanes.with_jobs(call, request.jobs)
+        with_jobs(call, request.jobs)
     }
 
     /// None when the job that works on the task has moved, and the caller has to look again.

@@ -4,13 +4,15 @@
 
 local GROUP = 'g'
 local RECORD_TTL = 3600      -- seconds that an ended job is remembered
+local DEAD_TTL = 7 * 24 * 3600  -- that of a dead letter
+local LONG_TTL = 31 * 24 * 3600 -- longer than any envelope is valid
 local OUTPUT_TTL = 3600      -- seconds after the last thing that was printed
 local OUTPUT_KEPT = 10000    -- pieces of output per job
 local EVENTS_KEPT = 100000
 local DONE_KEPT = 10000
 local DEAD_KEPT = 10000
 local CONTROL_KEPT = 10000
-local TOMBSTONE_TTL = 31 * 24 * 3600  -- longer than any envelope is valid
+local ATTEMPTS_KEPT = 64     -- of a job's history
 
 local function int(x) return string.format('%.0f', x) end
 
@@ -19,37 +21,52 @@ local function now()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+-- The keys that most functions may touch, from KEYS[1] on.
+local SHARED = 12
+local function shared(KEYS)
+  return {
+    counters = KEYS[1], done = KEYS[2], load = KEYS[3], settings = KEYS[4], tokens = KEYS[5],
+    delayed = KEYS[6], waited = KEYS[7], releases = KEYS[8], unique = KEYS[9], control = KEYS[10],
+    lanes = KEYS[11], queues = KEYS[12],
+    at = now(), was = {}, by = {}, counts = {}, limits = {},
+  }
+end
+
+-- What stands in an entry of a lane: attempts that counted (2 bytes; the highest bit says that it was
+-- in another place before, so that more is known of the job), id (16 bytes), payload.
+local HEADER, MOVED = 18, 32768
+local function attempts_of(value) return struct.unpack('>H', value) % MOVED end
+local function with_attempts(value, n) return struct.pack('>H', MOVED + math.min(n, MOVED - 1)) .. string.sub(value, 3) end
+local function payload_of(value) return string.sub(value, HEADER + 1) end
+
 -- Makes a lane: a stream with its group.
-local function make_lane(lane)
-  if redis.call('EXISTS', lane) == 0 then
-    redis.call('XGROUP', 'CREATE', lane, GROUP, '0', 'MKSTREAM')
+local function make_lane(s, name, key)
+  if redis.call('EXISTS', key) == 0 then
+    redis.call('XGROUP', 'CREATE', key, GROUP, '0', 'MKSTREAM')
+    redis.call('SADD', s.lanes, name)
   end
 end
 
--- Whether `owner` holds the entry, in the delivery that it was given.
+-- Whether `owner` holds the entry, in the delivery that it was given. Second: since when, in ms.
 local function holds(lane, entry, owner)
   local p = redis.pcall('XPENDING', lane, GROUP, entry, entry, 1, owner)
-  return not p.err and #p == 1 and p[1][4] == 1, p
+  if p.err or #p ~= 1 or p[1][4] ~= 1 then return false end
+  return true, p[1][3]
 end
 
 local function read_entry(lane, entry)
   local e = redis.call('XRANGE', lane, entry, entry)
-  if #e == 0 then return nil end
-  local f = e[1][2]
-  return { id = f[2], before = tonumber(f[4]), payload = f[6] }
+  return e[1] and e[1][2][2]
 end
 
 -- The lease of `owner` on an entry; nil when it is lost.
-local function read_lease(lane, entry, owner)
-  local held, p = holds(lane, entry, owner)
+local function read_lease(s, lane, entry, owner)
+  local held, idle = holds(lane, entry, owner)
   if not held then return nil end
-  local l = read_entry(lane, entry)
-  if not l then return nil end
-  l.attempt = l.before + 1
-  l.begun = now() - p[1][3]
-  l.entry = entry
-  l.owner = owner
-  return l
+  local value = read_entry(lane, entry)
+  if not value then return nil end
+  local before = attempts_of(value)
+  return { entry = entry, owner = owner, value = value, before = before, attempt = before + 1, begun = s.at - idle }
 end
 
 local function drop_entry(lane, entry)
@@ -57,52 +74,13 @@ local function drop_entry(lane, entry)
   redis.call('XDEL', lane, entry)
 end
 
-local function enqueue(lane, id, attempts, payload)
-  return redis.call('XADD', lane, '*', 'i', id, 'a', attempts, 'j', payload)
-end
-
--- Ends a job: its record, the news, the counters, the dead letter.
--- k: job, done, counters, dead (only for dead letters). by: the lease, if it had one.
-local function conclude(k, id, queue, state, outcome, attempts, payload, by)
-  redis.call('HSET', k.job, 'st', state, 'o', outcome, 'e', int(now()), 'a', attempts, 'j', payload)
-  if by then redis.call('HSET', k.job, 'b', int(by.begun)) end
-  redis.call('EXPIRE', k.job, RECORD_TTL)
-  redis.call('XADD', k.done, 'MAXLEN', '~', DONE_KEPT, '*', 'i', id)
-  redis.call('HINCRBY', k.counters, queue .. ' ' .. state, 1)
-  if k.dead then
-    redis.call('XADD', k.dead, 'MAXLEN', '~', DEAD_KEPT, '*', 'i', id, 'o', outcome, 'j', payload)
-  end
-end
-
-local function ended(state)
-  return state and state ~= 'queued' and state ~= 'delayed'
-end
-
--- The holder of a lease ended its attempt itself.
-local function sign(job, by)
-  redis.call('HSET', job, 'ls', by.entry, 'lo', by.owner)
-end
-
--- Whether this lease's end was already written by its holder, who asks again because it heard no
--- answer. Second: the state.
-local function concluded_by(job, entry, owner)
-  local r = redis.call('HMGET', job, 'ls', 'lo', 'st')
-  return r[1] == entry and r[2] == owner, r[3]
-end
-
--- Whether the n-th write of this lease was already made.
-local function repeated(job, entry, n)
-  local r = redis.call('HMGET', job, 'us', 'un')
-  return r[1] == entry and tonumber(r[2]) >= tonumber(n)
-end
-
-local function note_write(job, entry, n)
-  redis.call('HSET', job, 'us', entry, 'un', n)
-end
-
 -- Appends the events that stand in `args` from `at`: their number, then each.
 local function append_events(stream, args, at)
   for i = at + 1, at + tonumber(args[at]) do
     redis.call('XADD', stream, 'MAXLEN', '~', EVENTS_KEPT, '*', 'e', args[i])
   end
+end
+
+local function tell(s, ...)
+  redis.call('XADD', s.control, 'MAXLEN', '~', CONTROL_KEPT, '*', ...)
 end

@@ -1,289 +1,329 @@
--- Jobs. The record of a job is a hash:
---   st state (queued stands for running too: the lane's group knows)   h its lane by priority
---   l lane, when it is not h, and s entry where it waits or runs, or did   a attempts before, if any
---   m most attempts   t submitted, when that is not the time in s
---   j payload (while it is in no lane)   o outcome   f last failure   b begun   e ended
---   c cancel asked for   ls, lo the entry and owner that last ended its attempt itself   us, un last write
+-- Jobs. A job is known by a string, its record:
+--   q LANE ENTRY     it waits in a lane or runs: the lane's group knows which
+--   d LANE           it is delayed; LANE is the one of its account
+--   w LANE           it waits for other jobs
+--   e STATE ATTEMPTS BEGUN ENDED ENTRY OWNER\nOUTCOME\nPAYLOAD    it has ended
+-- What most jobs never have is a hash beside it:
+--   j value, while it is in no lane   t submitted, when the entry does not tell   f last failure
+--   c cancel asked for   ls, lo the entry and owner that last ended its attempt itself
+--   us, un last write   p progress   h N how attempt N ended   w ID a job that it waits for   wn how many
 
--- Enqueues a job that is not known yet. j: id, lane (name), max, payload.
-local function submit_one(job, lane, j)
-  local entry = enqueue(lane, j.id, 0, j.payload)
-  redis.call('HSET', job, 'st', 'queued', 'h', j.lane, 's', entry, 'm', j.max)
+local function state_of(record)
+  local kind = string.sub(record, 1, 1)
+  if kind == 'e' then return (string.match(record, '^e (%a+)')) end
+  return kind
+end
+
+local function ended(record) return record and string.sub(record, 1, 1) == 'e' end
+
+local function ended_record(s, state, attempts, by, outcome, payload)
+  return 'e ' .. state .. ' ' .. attempts .. ' ' .. (by and int(by.begun) or '-') .. ' ' .. int(s.at)
+    .. ' ' .. (by and by.entry or '-') .. ' ' .. (by and by.owner or '-') .. '\n' .. outcome .. '\n' .. payload
+end
+
+-- The state of an ended job, when it was this lease's holder who ended it and asks again because it
+-- heard no answer.
+local function ended_by(record, entry, owner)
+  if not record then return nil end
+  local state, e, o = string.match(record, '^e (%a+) %d+ %S+ %d+ (%S+) ([^\n]+)')
+  return e == entry and o == owner and state or nil
 end
 
 -- The job leaves its first entry: when that was made is when it was submitted.
-local function keep_time(job, entry)
-  redis.call('HSETNX', job, 't', string.match(entry, '^%d+'))
+local function keep_time(more, entry)
+  redis.call('HSETNX', more, 't', string.match(entry, '^%d+'))
 end
 
--- KEYS: queues, then L lanes, then a record per job
--- ARGV: L, the lanes' names, then per job: id, place of its lane, max attempts, payload
-local function submit(KEYS, ARGV)
-  local lanes = tonumber(ARGV[1])
-  local place = {}
-  for i = 1, lanes do
-    place[ARGV[1 + i]] = KEYS[1 + i]
-    if redis.call('EXISTS', KEYS[1 + i]) == 0 then
-      make_lane(KEYS[1 + i])
-      redis.call('SADD', KEYS[1], string.match(ARGV[1 + i], '^(.*):'))
+-- How an attempt ended that is not the last.
+local function remember(s, more, l, how, failure)
+  redis.call('HSET', more, 'h ' .. l.attempt, int(l.begun) .. ' ' .. int(s.at) .. ' ' .. how .. ' ' .. l.owner
+    .. '\n' .. failure)
+  redis.call('HDEL', more, 'h ' .. (l.attempt - ATTEMPTS_KEPT))
+end
+
+-- What is to be known of a job to end or to move it. A job's member is `ID LANE`: it stands for it in
+-- the delayed, in an order, and with those for which it waits. From the arguments: member, unique, the
+-- name of its order; keys: record, more, its order (or the record again), dead letters.
+local JOB_KEYS, JOB_ARGS = 4, 3
+local function job_of(member, record, more)
+  local id, home, queue, account = string.match(member, '^(%x+) ((.+):(%d+):%d)$')
+  return { member = member, id = id, home = home, queue = queue, account = account, record = record, more = more }
+end
+local function job_at(KEYS, k, ARGV, a)
+  local j = job_of(ARGV[a], KEYS[k], KEYS[k+1])
+  j.unique, j.order_name, j.dead = ARGV[a+1], ARGV[a+2], KEYS[k+3]
+  j.order = j.order_name ~= '' and KEYS[k+2] or nil
+  return j
+end
+
+-- What waited for this job, or for its place, may go on.
+local function release_others(s, j, state)
+  if j.unique ~= '' and redis.call('HGET', s.unique, j.unique) == j.id then
+    redis.call('HDEL', s.unique, j.unique)
+  end
+  local released = false
+  if j.order then
+    local head = redis.call('LINDEX', j.order, 0)
+    redis.call('LREM', j.order, 1, j.member)
+    if head == j.member and redis.call('EXISTS', j.order) == 1 then
+      redis.call('XADD', s.releases, '*', 'o', j.order_name)
+      released = true
     end
   end
-  local reply = {}
-  local a = 2 + lanes
-  for k = 2 + lanes, #KEYS do
-    local id, home, max, payload = ARGV[a], tonumber(ARGV[a+1]), ARGV[a+2], ARGV[a+3]
-    a = a + 4
-    local r = redis.call('HMGET', KEYS[k], 'st', 'l', 's', 'h')
-    if r[1] then
-      local lane = r[1] == 'queued' and place[r[2] or r[4]]
-      local pending = lane and redis.call('XPENDING', lane, GROUP, r[3], r[3], 1) or {}
-      reply[#reply + 1] = #pending > 0 and 'running' or r[1]
+  if redis.call('HEXISTS', s.waited, j.id) == 1 then
+    redis.call('XADD', s.releases, '*', 'i', j.id, 's', state)
+    released = true
+  end
+  if released then tell(s, 'k', 'released') end
+end
+
+-- Ends a job. by: the lease, if it had one.
+local function conclude(s, j, state, attempts, outcome, payload, by, is_dead)
+  local ttl = is_dead and DEAD_TTL or RECORD_TTL
+  redis.call('SET', j.record, ended_record(s, state, attempts, by, outcome, payload), 'EX', ttl)
+  redis.call('HDEL', j.more, 'j')
+  redis.call('EXPIRE', j.more, ttl)
+  redis.call('XADD', s.done, 'MAXLEN', '~', DONE_KEPT, '*', 'i', j.id)
+  count(s, j.queue, j.account, state, 1)
+  if is_dead then redis.call('XADD', j.dead, 'MAXLEN', '~', DEAD_KEPT, '*', 'i', j.id) end
+  release_others(s, j, state)
+end
+
+-- Whether the n-th write of this lease was already made.
+local function repeated(more, entry, n)
+  local r = redis.call('HMGET', more, 'us', 'un')
+  return r[1] == entry and tonumber(r[2]) >= tonumber(n)
+end
+
+local function note_write(more, entry, n)
+  redis.call('HSET', more, 'us', entry, 'un', n)
+end
+
+-- One more job that waits for a time, or one less; it failed before or not.
+local function count_delayed(s, queue, value, n)
+  count(s, queue, '-', 'delayed', n)
+  if attempts_of(value) > 0 then count(s, queue, '-', 'retrying', n) end
+end
+
+-- A job becomes one that waits for a time.
+local function delay(s, j, value, at)
+  local first = redis.call('ZRANGE', s.delayed, 0, 0, 'WITHSCORES')
+  redis.call('ZADD', s.delayed, int(at), j.member)
+  redis.call('HSET', j.more, 'j', value)
+  redis.call('SET', j.record, 'd ' .. j.home)
+  count_delayed(s, j.queue, value, 1)
+  if not first[2] or at < tonumber(first[2]) then tell(s, 'k', 'delayed') end
+end
+
+-- A job that waited for others starts: at once, or when its time comes.
+local function start(s, q, home, j, value, starts_at)
+  if starts_at > s.at then return delay(s, j, value, starts_at) end
+  local lane, entry = put(s, q, home, value)
+  redis.call('SET', j.record, 'q ' .. lane .. ' ' .. entry)
+  redis.call('HDEL', j.more, 'j')
+end
+
+-- Notes the jobs that this one waits for. How many; nil when one of them ended in vain.
+local function wait_for(s, j, o, KEYS, k)
+  local waiting = 0
+  for i, id in ipairs(o.after or {}) do
+    local other = redis.call('GET', KEYS[k-1+i])
+    if other and not ended(other) then
+      if redis.call('HSETNX', j.more, 'w ' .. id, 1) == 1 then
+        local others = redis.call('HGET', s.waited, id)
+        redis.call('HSET', s.waited, id, (others and others .. ';' or '') .. j.member)
+        waiting = waiting + 1
+      end
+    elseif not other or state_of(other) ~= 'succeeded' then
+      return nil
+    end
+  end
+  if o.order and redis.call('RPUSH', j.order, j.member) > 1 then
+    redis.call('HSET', j.more, 'w #', 1)
+    waiting = waiting + 1
+  end
+  return waiting
+end
+
+-- Jobs with more than the usual; o says what. Keys from k: more, order, children, the records of the
+-- jobs that it is after. Reply: the job in whose place it would be, when it was not taken.
+local function submit_special(s, q, home, record, KEYS, k, value, o)
+  local j = job_of(o.member, record, KEYS[k])
+  j.unique, j.order, j.order_name = o.unique or '', o.order and KEYS[k+1] or nil, o.order
+  if o.unique and redis.call('HSETNX', s.unique, o.unique, j.id) == 0 then
+    return redis.call('HGET', s.unique, o.unique)
+  end
+  if o.parent then
+    redis.call('SADD', KEYS[k+2], j.id)
+    redis.call('EXPIRE', KEYS[k+2], LONG_TTL)
+  end
+  if o.expires_at then redis.call('ZADD', s.delayed, int(o.expires_at), 'x ' .. o.member) end
+  redis.call('HSET', j.more, 't', int(s.at))
+  local waiting = wait_for(s, j, o, KEYS, k + 3)
+  if not waiting then
+    conclude(s, j, 'failed', 0, o.failed, payload_of(value))
+  elseif waiting > 0 then
+    redis.call('HSET', j.more, 'j', value, 'wn', waiting)
+    redis.call('SET', record, 'w ' .. j.home)
+    count(s, j.queue, '-', 'waiting', 1)
+  else
+    start(s, q, home, j, value, o.starts_at or 0)
+  end
+end
+
+-- The queues and lanes in the arguments from `a` and `k`: queues, then lanes.
+local function places_at(KEYS, k, ARGV, a)
+  local queues, homes = {}, {}
+  local n = tonumber(ARGV[a])
+  for i = 1, n do
+    queues[i] = queue_at(KEYS, k, ARGV[a+i])
+    k = k + 3
+  end
+  a = a + n + 1
+  n = tonumber(ARGV[a])
+  for i = 1, n do
+    homes[i] = home_at(KEYS[k], ARGV[a+2*i-1])
+    homes[i].queue = queues[tonumber(ARGV[a+2*i])]
+    k = k + 1
+  end
+  return queues, homes, k, a + 2 * n + 1
+end
+
+-- Takes in the jobs in the arguments: per job the place of its lane, its value, what is special.
+-- anew: those that ended begin again. Reply: place and word of those that were not taken.
+local function submit_jobs(s, KEYS, k, ARGV, a, anew)
+  local queues, homes
+  queues, homes, k, a = places_at(KEYS, k, ARGV, a)
+  for _, q in ipairs(queues) do redis.call('SADD', s.queues, q.name) end
+  local odd = {}
+  local i = 0
+  while a <= #ARGV do
+    i = i + 1
+    local home, value, special, record = homes[tonumber(ARGV[a])], ARGV[a+1], ARGV[a+2], KEYS[k]
+    local o = special ~= '' and cjson.decode(special) or nil
+    local known = redis.call('EXISTS', record) == 1
+    if known and anew and ended(redis.call('GET', record)) then
+      redis.call('DEL', record)
+      if o then redis.call('DEL', KEYS[k+1]) end
+      known = false
+    end
+    if known then
+      odd[#odd+1] = int(i)
+      odd[#odd+1] = 'known'
+    elseif o then
+      local other = submit_special(s, home.queue, home, record, KEYS, k + 1, value, o)
+      if other then
+        odd[#odd+1] = int(i)
+        odd[#odd+1] = other
+      end
     else
-      submit_one(KEYS[k], KEYS[1 + home],
-        { id = id, lane = ARGV[1 + home], max = max, payload = payload })
-      reply[#reply + 1] = 'new'
+      local lane, entry = put(s, home.queue, home, value)
+      redis.call('SET', record, 'q ' .. lane .. ' ' .. entry)
     end
+    k = k + 1 + (o and 3 + #(o.after or {}) or 0)
+    a = a + 3
   end
-  return reply
+  return odd
 end
 
--- KEYS: lanes in the order in which they are served.  ARGV: consumer, how many
+-- KEYS: shared, then queues, lanes, jobs.  ARGV: the same
+local function submit(KEYS, ARGV)
+  local s = shared(KEYS)
+  local odd = submit_jobs(s, KEYS, SHARED + 1, ARGV, 1, false)
+  settle(s)
+  return odd
+end
+
+-- Takes from one lane; what it got is in the reply. How many.
+local function take(reply, lane, owner, n)
+  local got = redis.call('XREADGROUP', 'GROUP', GROUP, owner, 'COUNT', n, 'STREAMS', lane, '>')
+  if not got then return 0 end
+  reply[#reply+1] = got[1]
+  return #got[1][2]
+end
+
+-- The turn of one account: up to n jobs, the urgent ones first. How many.
+local function take_turn(s, reply, q, lanes, account, owner, n)
+  local got = 0
+  for _, lane in ipairs(lanes) do
+    if got < n and redis.call('EXISTS', lane) == 1 then got = got + take(reply, lane, owner, n - got) end
+  end
+  if got < n then redis.call('ZREM', q.turns, account)
+  else redis.call('ZINCRBY', q.turns, got, account) end
+  hold(s, q.name, account, got)
+  spend(s, q.name, account, got)
+  return got
+end
+
+-- What accounts wait for, in turn, until nothing is left or no slot is free. known: the lanes of the
+-- accounts that the caller could name. Second: in how many ms an account may that may not now. Third:
+-- the accounts that have a turn and that the caller did not name.
+local function take_turns(s, reply, q, known, owner, left)
+  local unknown, wait, blocked = {}, nil, {}
+  while left > 0 do
+    local line = redis.call('ZRANGE', q.turns, 0, 255)
+    local able = {}
+    unknown = {}
+    for _, account in ipairs(line) do
+      if not known[account] then unknown[#unknown+1] = account
+      elseif not blocked[account] then able[#able+1] = account end
+    end
+    if #able == 0 then break end
+    local share = math.max(1, math.floor(left / (#able + #unknown)))
+    for _, account in ipairs(able) do
+      local n, later = allowance(s, q.name, account, math.min(share, left))
+      if n <= 0 then
+        blocked[account] = true
+        if later then wait = math.min(wait or later, later) end
+      else
+        left = left - take_turn(s, reply, q, known[account], account, owner, n)
+      end
+      if left == 0 then break end
+    end
+  end
+  return left, wait, unknown
+end
+
+-- KEYS: shared, then per queue: ready, front, turns, and three lanes per account that is named
+-- ARGV: consumer, how many, queues, then per queue: its name, accounts, their names
+-- Reply: ms until it is worth a look again (or -1), per queue the accounts that were not named, then
+-- what was taken
 local function claim(KEYS, ARGV)
-  local left = tonumber(ARGV[2])
-  local reply = {}
-  for _, lane in ipairs(KEYS) do
-    if left == 0 then break end
-    local got = redis.call('XREADGROUP', 'GROUP', GROUP, ARGV[1], 'COUNT', left, 'STREAMS', lane, '>')
-    if got then
-      reply[#reply + 1] = got[1]
-      left = left - #got[1][2]
-    end
-  end
-  return reply
-end
-
--- k: job, lane, delayed, done, counters, control. lane_name: where the caller saw it.
-local function cancel_one(k, id, lane_name, member, outcome)
-  local r = redis.call('HMGET', k.job, 'st', 'l', 's', 'h', 'a', 'j', 'c')
-  local state, lane, before = r[1], r[2] or r[4], r[5] or 0
-  if not state then return 'unknown' end
-  if ended(state) then return state end
-  local queue = string.match(r[4], '^(.*):')
-  if state == 'delayed' then
-    redis.call('ZREM', k.delayed, member)
-    redis.call('HINCRBY', k.counters, queue .. ' delayed', -1)
-    conclude(k, id, queue, 'cancelled', outcome, before, r[6])
-    return 'cancelled'
-  end
-  if lane ~= lane_name then return 'moved' end
-  local p = redis.call('XPENDING', k.lane, GROUP, r[3], r[3], 1)
-  if #p > 0 then
-    if not r[7] then
-      redis.call('HSET', k.job, 'c', 1)
-      redis.call('XADD', k.control, 'MAXLEN', '~', CONTROL_KEPT, '*', 'k', 'cancel', 'w', p[1][2],
-        'l', lane, 's', r[3])
-    end
-    return 'running'
-  end
-  local e = read_entry(k.lane, r[3])
-  redis.call('XDEL', k.lane, r[3])
-  conclude(k, id, queue, 'cancelled', outcome, before, e and e.payload or '')
-  return 'cancelled'
-end
-
--- KEYS: record, lane, delayed, done, counters, control
--- ARGV: id, name of the lane, member of the delayed, outcome
-local function cancel(KEYS, ARGV)
-  local k = { job = KEYS[1], lane = KEYS[2], delayed = KEYS[3], done = KEYS[4], counters = KEYS[5], control = KEYS[6] }
-  return cancel_one(k, ARGV[1], ARGV[2], ARGV[3], ARGV[4])
-end
-
--- Gives leases back: `died` counts the attempt, `released` does not.
--- KEYS: done, counters, then per lease: record, its lane, the lane of those to do again, dead letters
--- ARGV: died|released, owner, outcome of the cancelled, outcome of the quarantined,
---       then per lease: entry, id, queue, name of the lane of those to do again
-local function give_back(KEYS, ARGV)
-  local died, owner = ARGV[1] == 'died', ARGV[2]
-  local given = 0
-  local a = 5
-  for k = 3, #KEYS, 4 do
-    local job, lane, again, dead = KEYS[k], KEYS[k+1], KEYS[k+2], KEYS[k+3]
-    local entry, id, queue, again_name = ARGV[a], ARGV[a+1], ARGV[a+2], ARGV[a+3]
-    a = a + 4
-    local l = read_lease(lane, entry, owner)
-    if l then
-      local r = redis.call('HMGET', job, 'm', 'c')
-      local attempts = died and l.attempt or l.before
-      local keys = { job = job, done = KEYS[1], counters = KEYS[2] }
-      drop_entry(lane, entry)
-      given = given + 1
-      if r[2] then
-        conclude(keys, id, queue, 'cancelled', ARGV[3], l.attempt, l.payload, l)
-      elseif died and r[1] and attempts >= tonumber(r[1]) then
-        keys.dead = dead
-        conclude(keys, id, queue, 'quarantined', ARGV[4], attempts, l.payload, l)
-      elseif r[1] then
-        make_lane(again)
-        local new = enqueue(again, id, attempts, l.payload)
-        keep_time(job, entry)
-        redis.call('HSET', job, 's', new, 'l', again_name, 'a', attempts)
-      end
-    end
-  end
-  return given
-end
-
--- KEYS: delayed, counters, then per job: record, its lane
--- ARGV: per job: member, id, queue, name of the lane
-local function promote(KEYS, ARGV)
-  local at = now()
-  local promoted = 0
-  local a = 1
-  for k = 3, #KEYS, 2 do
-    local member, id, queue, lane_name = ARGV[a], ARGV[a+1], ARGV[a+2], ARGV[a+3]
-    a = a + 4
-    local score = redis.call('ZSCORE', KEYS[1], member)
-    if score and tonumber(score) <= at then
-      redis.call('ZREM', KEYS[1], member)
-      redis.call('HINCRBY', KEYS[2], queue .. ' delayed', -1)
-      local r = redis.call('HMGET', KEYS[k], 'st', 'a', 'j')
-      if r[1] == 'delayed' then
-        make_lane(KEYS[k+1])
-        local entry = enqueue(KEYS[k+1], id, r[2], r[3])
-        redis.call('HSET', KEYS[k], 'st', 'queued', 's', entry, 'l', lane_name)
-        redis.call('HDEL', KEYS[k], 'j')
-        promoted = promoted + 1
-      end
-    end
-  end
-  return promoted
-end
-
--- KEYS: delayed.  ARGV: how many.  Reply: ms until the next one after these (or -1), the due members
-local function due(KEYS, ARGV)
-  local at = now()
-  local members = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', int(at), 'LIMIT', 0, ARGV[1])
-  local next_one = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. int(at), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-  local wait = -1
-  if #members == tonumber(ARGV[1]) then wait = 0
-  elseif next_one[2] then wait = tonumber(next_one[2]) - at end
-  table.insert(members, 1, int(wait))
-  return members
-end
-
--- KEYS: record, lane, done, counters, dead letters, delayed, control, events
--- ARGV: entry, owner, delay in ms, failure, outcome if it was the last attempt, outcome if it is
---       cancelled, member of the delayed, queue, events
-local function retry(KEYS, ARGV)
-  local entry, owner, queue = ARGV[1], ARGV[2], ARGV[8]
-  local l = read_lease(KEYS[2], entry, owner)
-  if not l then
-    local mine, state = concluded_by(KEYS[1], entry, owner)
-    if not mine then return 'fenced' end
-    return ended(state) and 'exhausted' or 'later'
-  end
-  local r = redis.call('HMGET', KEYS[1], 'm', 'c')
-  local k = { job = KEYS[1], done = KEYS[3], counters = KEYS[4] }
-  drop_entry(KEYS[2], entry)
-  redis.call('HSET', KEYS[1], 'f', ARGV[4])
-  sign(KEYS[1], l)
-  if r[2] then
-    conclude(k, l.id, queue, 'cancelled', ARGV[6], l.attempt, l.payload, l)
-    return 'exhausted'
-  end
-  if l.attempt >= tonumber(r[1] or 0) then
-    k.dead = KEYS[5]
-    conclude(k, l.id, queue, 'failed', ARGV[5], l.attempt, l.payload, l)
-    return 'exhausted'
-  end
-  local at = now() + tonumber(ARGV[3])
-  local first = redis.call('ZRANGE', KEYS[6], 0, 0, 'WITHSCORES')
-  redis.call('ZADD', KEYS[6], int(at), ARGV[7])
-  redis.call('HSET', KEYS[1], 'st', 'delayed', 'a', l.attempt, 'j', l.payload, 'b', int(l.begun))
-  keep_time(KEYS[1], entry)
-  redis.call('HDEL', KEYS[1], 's')
-  redis.call('HINCRBY', KEYS[4], queue .. ' delayed', 1)
-  if not first[2] or at < tonumber(first[2]) then
-    redis.call('XADD', KEYS[7], 'MAXLEN', '~', CONTROL_KEPT, '*', 'k', 'delayed')
-  end
-  append_events(KEYS[8], ARGV, 9)
-  return 'later'
-end
-
--- KEYS: record, lane, output.  ARGV: entry, owner, number of the write, chunk
-local function print_output(KEYS, ARGV)
-  if not holds(KEYS[2], ARGV[1], ARGV[2]) then return 'fenced' end
-  if repeated(KEYS[1], ARGV[1], ARGV[3]) then return 'ok' end
-  redis.call('XADD', KEYS[3], 'MAXLEN', '~', OUTPUT_KEPT, '*', 'd', ARGV[4])
-  redis.call('EXPIRE', KEYS[3], OUTPUT_TTL)
-  note_write(KEYS[1], ARGV[1], ARGV[3])
-  return 'ok'
-end
-
--- A job that was given out and has a deadline: ends it, if that is over, as if it had not been given.
--- KEYS: record, lane, done, counters.  ARGV: entry, owner, deadline, queue, outcome if it is expired,
---       outcome if it is cancelled
-local function begin(KEYS, ARGV)
-  local l = read_lease(KEYS[2], ARGV[1], ARGV[2])
-  if not l then return 'fenced' end
-  if now() < tonumber(ARGV[3]) then return 'ok' end
-  local cancelled = redis.call('HGET', KEYS[1], 'c')
-  drop_entry(KEYS[2], ARGV[1])
-  conclude({ job = KEYS[1], done = KEYS[3], counters = KEYS[4] }, l.id, ARGV[4],
-    cancelled and 'cancelled' or 'expired', cancelled and ARGV[6] or ARGV[5], l.before, l.payload)
-  return 'over'
-end
-
--- A runner begins. KEYS: runners, their queues, queues, control, lanes
--- ARGV: name, ms that it counts as alive, number of queues, queues.  Reply: where control stands
-local function open(KEYS, ARGV)
-  for i = 5, #KEYS do make_lane(KEYS[i]) end
-  redis.call('ZADD', KEYS[1], int(now() + tonumber(ARGV[2])), ARGV[1])
+  local s = shared(KEYS)
+  local owner, left = ARGV[1], tonumber(ARGV[2])
+  local reply, wait = { -1 }, nil
+  local k, a = SHARED + 1, 4
   local queues = {}
-  for i = 4, 3 + tonumber(ARGV[3]) do queues[#queues + 1] = ARGV[i] end
-  redis.call('SADD', KEYS[3], unpack(queues))
-  redis.call('HSET', KEYS[2], ARGV[1], table.concat(queues, ','))
-  local last = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)
-  return last[1] and last[1][1] or '0-0'
-end
-
--- KEYS: runners, their queues.  ARGV: name, ms that it counts as alive, queues
--- Reply: 1, or 0 when it was given up meanwhile
-local function beat(KEYS, ARGV)
-  local known = redis.call('ZSCORE', KEYS[1], ARGV[1])
-  redis.call('ZADD', KEYS[1], int(now() + tonumber(ARGV[2])), ARGV[1])
-  if known then return 1 end
-  redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
-  return 0
-end
-
--- KEYS: runners.  Reply: those whose heartbeat is missing
-local function silent(KEYS)
-  return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', int(now()), 'LIMIT', 0, 256)
-end
-
--- A runner is given up: it learns so in case it lives. KEYS: runners, their queues, control.  ARGV: name
-local function give_up(KEYS, ARGV)
-  redis.call('ZREM', KEYS[1], ARGV[1])
-  redis.call('HDEL', KEYS[2], ARGV[1])
-  redis.call('XADD', KEYS[3], 'MAXLEN', '~', CONTROL_KEPT, '*', 'k', 'lost', 'w', ARGV[1])
-  return 'ok'
-end
-
--- Forgets consumers that hold nothing: deleting one drops what it holds.
--- KEYS: runners, lanes.  ARGV: names.  Reply: how many leases stood in the way
-local function forget(KEYS, ARGV)
-  local held = 0
-  for _, name in ipairs(ARGV) do
-    if not redis.call('ZSCORE', KEYS[1], name) then
-      for i = 2, #KEYS do
-        if redis.call('EXISTS', KEYS[i]) == 1 then
-          local p = redis.call('XPENDING', KEYS[i], GROUP, '-', '+', 1, name)
-          if #p == 0 then redis.call('XGROUP', 'DELCONSUMER', KEYS[i], GROUP, name)
-          else held = held + 1 end
-        end
+  for i = 1, tonumber(ARGV[3]) do
+    local q, known = queue_at(KEYS, k, ARGV[a]), {}
+    k = k + 3
+    for n = 1, tonumber(ARGV[a+1]) do
+      known[ARGV[a+1+n]] = { KEYS[k], KEYS[k+1], KEYS[k+2] }
+      k = k + 3
+    end
+    a = a + 2 + tonumber(ARGV[a+1])
+    reply[1+i] = {}
+    queues[i] = { q = q, known = known }
+  end
+  local given = {}
+  for i, x in ipairs(queues) do
+    if left > 0 and not is_stopped(s, x.q) then
+      if redis.call('EXISTS', x.q.front) == 1 then
+        local got = take(given, x.q.front, owner, left)
+        left = left - got
+        for _, entry in ipairs(got > 0 and given[#given][2] or {}) do hold(s, x.q.name, entry[2][4], 1) end
+      end
+      if left > 0 then left = left - take(given, x.q.ready, owner, left) end
+      if left > 0 then
+        local later, unknown
+        left, later, unknown = take_turns(s, given, x.q, x.known, owner, left)
+        if later then wait = math.min(wait or later, later) end
+        reply[1+i] = unknown
       end
     end
   end
-  return held
+  reply[1] = wait or -1
+  for _, lane in ipairs(given) do reply[#reply+1] = lane end
+  settle(s)
+  return reply
 end

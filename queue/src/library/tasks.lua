@@ -43,7 +43,7 @@ local function put_task(k, t)
     redis.call('HDEL', k.task, 'doc')
     redis.call('DEL', k.statuses)
     redis.call('SREM', k.tasks, t.name)
-    redis.call('EXPIRE', k.task, TOMBSTONE_TTL)
+    redis.call('EXPIRE', k.task, LONG_TTL)
   else
     redis.call('HSET', k.task, 'doc', t.doc)
     redis.call('SADD', k.tasks, t.name)
@@ -61,96 +61,31 @@ local function task_keys(KEYS, at)
   return { task = KEYS[at], tasks = KEYS[at+1], capacity = KEYS[at+2], statuses = KEYS[at+3] }
 end
 
--- KEYS: record, lane, done, counters, events, then with a task: task, tasks, capacity, statuses
--- ARGV: entry, owner, queue, state, outcome, task, events
+-- KEYS: shared, job, lane, events, then with a task: task, tasks, capacity, statuses
+-- ARGV: job, entry, owner, state, outcome, task, events
 local function finish(KEYS, ARGV)
-  local entry, owner = ARGV[1], ARGV[2]
-  local t, at = read_task(ARGV, 6)
-  local l = read_lease(KEYS[2], entry, owner)
-  if not l then
-    local mine, state = concluded_by(KEYS[1], entry, owner)
-    return { mine and ended(state) and 'ok' or 'fenced' }
-  end
-  local k = t and task_keys(KEYS, 6)
+  local s = shared(KEYS)
+  local j = job_at(KEYS, SHARED + 1, ARGV, 1)
+  local k, a = SHARED + JOB_KEYS + 1, JOB_ARGS + 1
+  local lane, events, entry, owner = KEYS[k], KEYS[k+1], ARGV[a], ARGV[a+1]
+  local t, at = read_task(ARGV, a + 4)
+  local l = read_lease(s, lane, entry, owner)
+  if not l then return { ended_by(redis.call('GET', j.record), entry, owner) and 'ok' or 'fenced' } end
+  local keys = t and task_keys(KEYS, k + 2)
   if t then
-    if not is_current(k, t) then return { 'fenced' } end
-    local short = shortfall(k, t)
+    if not is_current(keys, t) then return { 'fenced' } end
+    local short = shortfall(keys, t)
     if short then return short end
   end
-  drop_entry(KEYS[2], entry)
-  sign(KEYS[1], l)
-  conclude({ job = KEYS[1], done = KEYS[3], counters = KEYS[4] }, l.id, ARGV[3], ARGV[4], ARGV[5],
-    l.attempt, l.payload, l)
-  if t then put_task(k, t) end
-  append_events(KEYS[5], ARGV, at)
+  leave(s, j, lane, entry)
+  conclude(s, j, ARGV[a+2], l.attempt, ARGV[a+3], payload_of(l.value), l)
+  if t then put_task(keys, t) end
+  append_events(events, ARGV, at)
+  settle(s)
   return { 'ok' }
 end
 
--- What an owner holds of one lane from its `first` item to its `last`, in one look: entry -> since
--- when it holds it, in ms. Entries beyond the look are asked for one by one.
-local LOOK = 512
-local function held_between(lane, first, last, owner)
-  local rows = redis.pcall('XPENDING', lane, GROUP, first, last, LOOK, owner)
-  local held = {}
-  if rows.err then return held, true end
-  for _, row in ipairs(rows) do
-    if row[4] == 1 then held[row[1]] = row[3] end
-  end
-  return held, #rows < LOOK
-end
-
--- What piled up of finishes without a task and without events; each is judged by itself.
--- KEYS: done, counters, L lanes, then a record per lease
--- ARGV: owner, L, then per lane: its queue, first and last entry of these leases;
---       then per lease: place of its lane, entry, id, state, outcome, attempt, payload
--- Reply: ok or fenced, per lease
-local function finish_many(KEYS, ARGV)
-  local owner, lanes = ARGV[1], tonumber(ARGV[2])
-  local held, whole, over, at = {}, {}, {}, now()
-  for i = 1, lanes do
-    held[i], whole[i] = held_between(KEYS[2+i], ARGV[3*i+1], ARGV[3*i+2], owner)
-    over[i] = {}
-  end
-  local reply, news, counts = {}, {}, {}
-  local a = 3 + 3 * lanes
-  local ended_at = int(at)
-  for k = 3 + lanes, #KEYS do
-    local job, i, entry = KEYS[k], tonumber(ARGV[a]), ARGV[a+1]
-    local id, state = ARGV[a+2], ARGV[a+3]
-    local idle = held[i][entry]
-    if not idle and not whole[i] then
-      local is_held, p = holds(KEYS[2+i], entry, owner)
-      if is_held then idle = p[1][3] end
-    end
-    if idle then
-      redis.call('HSET', job, 'st', state, 'o', ARGV[a+4], 'e', ended_at, 'a', ARGV[a+5], 'j', ARGV[a+6],
-        'b', int(at - idle), 'ls', entry, 'lo', owner)
-      redis.call('EXPIRE', job, RECORD_TTL)
-      news[#news + 1] = id
-      over[i][#over[i] + 1] = entry
-      local counter = ARGV[3*i] .. ' ' .. state
-      counts[counter] = (counts[counter] or 0) + 1
-      reply[#reply + 1] = 'ok'
-    else
-      local mine, was = concluded_by(job, entry, owner)
-      reply[#reply + 1] = mine and ended(was) and 'ok' or 'fenced'
-    end
-    a = a + 7
-  end
-  for i = 1, lanes do
-    if #over[i] > 0 then
-      redis.call('XACK', KEYS[2+i], GROUP, unpack(over[i]))
-      redis.call('XDEL', KEYS[2+i], unpack(over[i]))
-    end
-  end
-  for counter, n in pairs(counts) do redis.call('HINCRBY', KEYS[2], counter, n) end
-  if #news > 0 then
-    redis.call('XADD', KEYS[1], 'MAXLEN', '~', DONE_KEPT, '*', 'i', table.concat(news, ' '))
-  end
-  return reply
-end
-
--- KEYS: record, lane, events, task, tasks, capacity, statuses
+-- KEYS: more, lane, events, task, tasks, capacity, statuses
 -- ARGV: entry, owner, number of the write, task, events
 local function update(KEYS, ARGV)
   local t, at = read_task(ARGV, 4)
@@ -180,7 +115,7 @@ local function status(KEYS, ARGV)
   return 'ok'
 end
 
--- KEYS: record, lane, events, task, statuses
+-- KEYS: more, lane, events, task, statuses
 -- ARGV: entry, owner, number of the write, resource, whether there is one, status, events
 local function lease_status(KEYS, ARGV)
   if not holds(KEYS[2], ARGV[1], ARGV[2]) then return 'fenced' end
@@ -199,70 +134,73 @@ end
 
 local SETTLED = { ready = true, failed = true, refused = true, deleted = true }
 
--- KEYS: task, tasks, capacity, statuses, nonce, events, queues, delayed, done, counters, control,
---       record and lane of the job that works on it, then L lanes, then a record per job
+-- What the node holds is as the caller saw it, and can become this; nil, or the reply that says why not.
+local function objection(s, old, t, deleting, seen)
+  if not old.v then return nil end
+  local newer = tonumber(t.v) > tonumber(old.v)
+  if not newer and not (deleting and t.v == old.v) then return { 'stale', old.v } end
+  if not SETTLED[old.ph] and not deleting then return { 'conflict', old.ph } end
+  local as_seen = old.v == seen.v and old.ph == seen.ph
+  local unseen = seen.v == '' and old.ph == 'deleted'
+  local declared = seen.declared ~= '1' or old.nd == t.nd
+  if not (as_seen or unseen) or not declared then return { 'conflict', old.ph } end
+  if deleting and not SETTLED[old.ph] and old.job ~= seen.worker then return { 'moved' } end
+end
+
+-- The job that works on a task shall stop. Reply: its state after that, `moved` or `unknown`.
+local function supersede(s, j, lane, lane_name, outcome)
+  local record = redis.call('GET', j.record)
+  if not record then return 'unknown' end
+  if ended(record) then return 'ended' end
+  local name = string.match(record, '^q (%S+) ')
+  if name and name ~= lane_name then return 'moved' end
+  return withdraw_from(s, j, lane, record, 'cancelled', outcome)
+end
+
+-- KEYS: shared, task, tasks, capacity, statuses, nonce, events, job that works on it, its lane, then
+--       queues, lanes, jobs
 -- ARGV: digest, nonce, its expiry (s), totals (3), version and phase that the caller saw (or '' ''),
 --       whether its declarations must be those that it saw, outcome of the cancelled,
---       id, name of the lane and member of the job that works on it (or '' '' ''),
---       task, events, L, names of lanes, then per job: id, place of its lane, max, payload
+--       job that works on it, name of its lane, task, events, queues, lanes, jobs
 local function accept(KEYS, ARGV)
-  local k = task_keys(KEYS, 1)
-  local t, at = read_task(ARGV, 14)
-  local old = redis.call('HMGET', KEYS[1], 'v', 'ph', 'job', 'nonce', 'nd')
+  local s = shared(KEYS)
+  local base = SHARED
+  local k = task_keys(KEYS, base + 1)
+  local nonce, events = KEYS[base+5], KEYS[base+6]
+  local worker = job_at(KEYS, base + 7, ARGV, 11)
+  local lane, lane_name = KEYS[base+7+JOB_KEYS], ARGV[11+JOB_ARGS]
+  local t, at = read_task(ARGV, 12 + JOB_ARGS)
+  local r = redis.call('HMGET', k.task, 'v', 'ph', 'job', 'nonce', 'nd')
+  local old = { v = r[1], ph = r[2], job = r[3], nonce = r[4], nd = r[5] }
   local deleting = t.ph == 'deleting'
 
-  local seen = redis.call('GET', KEYS[5])
-  if seen then
-    if seen == ARGV[1] and old[4] == ARGV[2] and old[1] == t.v then return { 'same' } end
+  local used = redis.call('GET', nonce)
+  if used then
+    if used == ARGV[1] and old.nonce == ARGV[2] and old.v == t.v then return { 'same' } end
     return { 'replayed' }
   end
-  if old[1] then
-    local newer = tonumber(t.v) > tonumber(old[1])
-    if not newer and not (deleting and t.v == old[1]) then return { 'stale', old[1] } end
-    if not SETTLED[old[2]] and not deleting then return { 'conflict', old[2] } end
-    local as_seen = old[1] == ARGV[7] and old[2] == ARGV[8]
-    local unseen = ARGV[7] == '' and old[2] == 'deleted'
-    local declared = ARGV[9] ~= '1' or old[5] == t.nd
-    if not (as_seen or unseen) or not declared then return { 'conflict', old[2] } end
-    if deleting and not SETTLED[old[2]] and old[3] ~= ARGV[11] then return { 'moved' } end
-  end
-  local superseded = ''
-  local under_way = deleting and old[1] and not SETTLED[old[2]] and old[3] ~= t.job
-  local before = redis.call('HMGET', KEYS[3], 't-cpu', 't-mem', 't-disk')
-  local total = { tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]) }
-  if int(total[1]) ~= before[1] or int(total[2]) ~= before[2] or int(total[3]) ~= before[3] then
-    redis.call('HSET', KEYS[3], 't-cpu', int(total[1]), 't-mem', int(total[2]), 't-disk', int(total[3]))
+  local no = objection(s, old, t, deleting,
+    { v = ARGV[7], ph = ARGV[8], declared = ARGV[9], worker = worker.id })
+  if no then return no end
+  local before = redis.call('HMGET', k.capacity, 't-cpu', 't-mem', 't-disk')
+  if ARGV[4] ~= before[1] or ARGV[5] ~= before[2] or ARGV[6] ~= before[3] then
+    redis.call('HSET', k.capacity, 't-cpu', ARGV[4], 't-mem', ARGV[5], 't-disk', ARGV[6])
   end
   local short = shortfall(k, t)
   if short then return short end
 
-  if under_way then
-    local keys = { job = KEYS[12], lane = KEYS[13], delayed = KEYS[8], done = KEYS[9], counters = KEYS[10], control = KEYS[11] }
-    local state = cancel_one(keys, ARGV[11], ARGV[12], ARGV[13], ARGV[10])
+  local superseded = ''
+  if deleting and old.v and not SETTLED[old.ph] and old.job ~= t.job then
+    local state = supersede(s, worker, lane, lane_name, ARGV[10])
     if state == 'moved' then return { 'moved' } end
-    if state ~= 'unknown' then superseded = ARGV[11] end
+    if state ~= 'unknown' then superseded = worker.id end
   end
-  redis.call('SET', KEYS[5], ARGV[1], 'EXAT', ARGV[3])
+  redis.call('SET', nonce, ARGV[1], 'EXAT', ARGV[3])
   put_task(k, t)
-  redis.call('HSET', KEYS[1], 'nonce', ARGV[2])
-  append_events(KEYS[6], ARGV, at)
-
-  at = at + 1 + tonumber(ARGV[at])
-  local lanes = tonumber(ARGV[at])
-  for i = 1, lanes do make_lane(KEYS[13 + i]) end
-  local a = at + lanes + 1
-  for i = 14 + lanes, #KEYS do
-    local home = tonumber(ARGV[a+1])
-    local state = redis.call('HGET', KEYS[i], 'st')
-    -- A job that ended is asked for anew: it was signed for anew.
-    if ended(state) then redis.call('DEL', KEYS[i]) end
-    if not state or ended(state) then
-      local lane = ARGV[at + home]
-      redis.call('SADD', KEYS[7], string.match(lane, '^(.*):'))
-      submit_one(KEYS[i], KEYS[13 + home],
-        { id = ARGV[a], lane = lane, max = ARGV[a+2], payload = ARGV[a+3] })
-    end
-    a = a + 4
-  end
+  redis.call('HSET', k.task, 'nonce', ARGV[2])
+  append_events(events, ARGV, at)
+  -- A job that ended is asked for anew: it was signed for anew.
+  submit_jobs(s, KEYS, base + 8 + JOB_KEYS, ARGV, at + 1 + tonumber(ARGV[at]), true)
+  settle(s)
   return { 'accepted', superseded }
 end

@@ -1,14 +1,13 @@
 //! Claiming.
 //!
-//! A free slot first takes what is ready, in order of priority, then blocks until something comes:
-//! nothing is polled. A read that blocks on several lanes may bring one job of each, more than
+//! A free slot first takes what may start, account by account in turn, then blocks on the ready lanes
+//! until something comes. A read that blocks on several of them may bring one job of each, more than
 //! there are slots; what is too much goes back at once, so that it waits for nobody here.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::RedisResult;
-use redis::streams::StreamReadReply;
+use redis::{RedisResult, Value};
 use rhizome_model::{Code, Failure, Job, Outcome};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -16,9 +15,15 @@ use super::Shared;
 use super::lease::{Hold, Lease};
 use crate::backoff::{RECONNECT, jittered};
 use crate::exclusive::Exclusive;
-use crate::keys;
+use crate::jobs::identity;
 use crate::link::{BLOCK, Call, is_missing_group};
-use crate::pending::{Content, Place, held_by};
+use crate::member::{Identity, with_queue};
+use crate::pending::{Place, held_by, lanes_of};
+use crate::stored::{self, Content};
+use crate::{BATCH, keys};
+
+/// Claims in a row for accounts that the one before had not known.
+const ROUNDS: usize = 3;
 
 /// The connection that blocks, and its name for `CLIENT UNBLOCK`.
 struct Reader {
@@ -27,7 +32,9 @@ struct Reader {
 }
 
 pub(super) async fn run(shared: Arc<Shared>, leases: mpsc::UnboundedSender<Lease>) {
-    let mut claimer = Claimer { shared, leases, reader: None, look_first: true };
+    let lines = vec![Vec::new(); shared.options.queues.len()];
+    let mut claimer =
+        Claimer { shared, leases, reader: None, look_first: true, lines, pause: BLOCK };
     let mut failures = 0;
     while !claimer.shared.drain.is_cancelled() {
         let error = match claimer.claim().await {
@@ -58,8 +65,12 @@ struct Claimer {
     shared: Arc<Shared>,
     leases: mpsc::UnboundedSender<Lease>,
     reader: Option<Reader>,
-    /// Whether something may be ready: false after a read that waited in vain.
+    /// Whether something may wait for its turn: false after a look in vain.
     look_first: bool,
+    /// Per queue, the accounts that waited for their turn at the last look.
+    lines: Vec<Vec<String>>,
+    /// Until the next look, when nothing comes.
+    pause: Duration,
 }
 
 impl Claimer {
@@ -79,57 +90,98 @@ impl Claimer {
         while let Ok(more) = shared.slots.clone().try_acquire_owned() {
             free.merge(more);
         }
-        if self.look_first {
-            let ready = self.take_ready(free.num_permits()).await?;
-            if !ready.is_empty() {
-                return self.deliver(ready, free).await;
+        if std::mem::take(&mut self.look_first) {
+            let given = self.take_turns(free.num_permits().min(BATCH)).await?;
+            if !given.is_empty() {
+                self.look_first = true;
+                return self.deliver(given, free).await;
             }
         }
-        let came = self.wait_for_jobs(free.num_permits()).await?;
-        self.look_first = !came.is_empty();
+        let came = self.wait_for_jobs(free.num_permits().min(BATCH)).await?;
+        self.look_first = true;
         self.deliver(came, free).await
     }
 
-    /// What is ready now, the most urgent first.
-    async fn take_ready(&self, count: usize) -> RedisResult<Vec<(Place, Content)>> {
-        let call = Call::new("claim")
-            .keys(self.shared.lanes.iter().map(|l| keys::lane(l)))
-            .arg(&self.shared.options.name)
-            .num(count);
-        // Asked once: an answer that is lost is found by the comparison that follows an error.
-        let reply: StreamReadReply = self.shared.queue.link.call_once(&call).await?;
-        Ok(self.entries(Some(reply)))
+    /// What may start now: what was under way first, then account by account in turn, the most
+    /// urgent jobs of each first.
+    async fn take_turns(&mut self, count: usize) -> RedisResult<Vec<(Place, Content)>> {
+        let mut given = Vec::new();
+        for _ in 0..ROUNDS {
+            let call = self.claim_call(count - given.len());
+            // Asked once: an answer that is lost is found by the comparison that follows an error.
+            let reply: Vec<Value> = self.shared.queue.link.call_once(&call).await?;
+            let mut reply = reply.into_iter();
+            self.pause = match reply.next() {
+                Some(Value::Int(ms)) => u64::try_from(ms).map_or(BLOCK, Duration::from_millis),
+                Some(_) | None => BLOCK,
+            };
+            let queues = self.lines.len();
+            let lines: Vec<Vec<String>> = reply.by_ref().take(queues).map(words).collect();
+            given.extend(reply.filter_map(stored::entries).flat_map(placed));
+            let known = std::mem::replace(&mut self.lines, lines);
+            let grew = self.lines.iter().zip(known).any(|(now, then)| {
+                let mut now = now.iter();
+                now.any(|account| !then.contains(account))
+            });
+            if !grew || given.len() >= count {
+                break;
+            }
+        }
+        Ok(given)
+    }
+
+    fn claim_call(&self, count: usize) -> Call {
+        let queues = &self.shared.options.queues;
+        let mut call = Call::shared("claim").arg(&self.shared.options.name);
+        call = call.num(count).num(queues.len());
+        for (queue, line) in queues.iter().zip(&self.lines) {
+            call = with_queue(call, queue).arg(queue).num(line.len()).args(line);
+            for account in line {
+                let lanes = (0..keys::PRIORITIES).map(|p| keys::lane_of(queue, account, p));
+                call = call.keys(lanes.map(|lane| keys::lane(&lane)));
+            }
+        }
+        call
     }
 
     /// Blocks until something comes, for a while. Never dropped half-way: what redis-server has
-    /// given must be taken, so a drain asks it to answer at once.
+    /// given must be taken, so whoever has other news for us asks it to answer at once.
     async fn wait_for_jobs(&mut self, count: usize) -> RedisResult<Vec<(Place, Content)>> {
         let shared = self.shared.clone();
         let mut reader = match self.reader.take() {
             Some(reader) => reader,
             None => Reader::open(&shared).await?,
         };
+        let pause = self.pause.min(BLOCK).as_millis().max(1);
+        let lanes = shared.options.queues.iter().map(|q| keys::lane(&keys::ready(q)));
         let mut read = redis::cmd("XREADGROUP");
         read.arg("GROUP").arg(keys::GROUP).arg(&shared.options.name);
-        read.arg("COUNT").arg(count).arg("BLOCK").arg(BLOCK.as_millis() as u64).arg("STREAMS");
-        read.arg(shared.lanes.iter().map(|l| keys::lane(l)).collect::<Vec<_>>());
-        read.arg(vec![">"; shared.lanes.len()]);
+        read.arg("COUNT").arg(count).arg("BLOCK").arg(pause.to_string()).arg("STREAMS");
+        read.arg(lanes.collect::<Vec<_>>());
+        read.arg(vec![">"; shared.options.queues.len()]);
         let id = reader.id;
         let reply = {
             let mut unblock = redis::cmd("CLIENT");
             unblock.arg("UNBLOCK").arg(id);
-            let answer = read.query_async::<Option<StreamReadReply>>(&mut reader.connection);
+            let answer = read.query_async::<Value>(&mut reader.connection);
             tokio::pin!(answer);
+            let mut called = false;
             loop {
-                let draining = async {
-                    shared.drain.cancelled().await;
+                let call = async {
+                    if !called {
+                        tokio::select! {
+                            () = shared.drain.cancelled() => {}
+                            () = shared.look.notified() => {}
+                        }
+                    }
                     // Again until it answers: it may not have begun to block when it is first told.
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 };
                 tokio::select! {
                     biased;
                     reply = &mut answer => break reply?,
-                    () = draining => {
+                    () = call => {
+                        called = true;
                         shared.queue.link.once::<i64>(&unblock).await?;
                     }
                     () = shared.doubt.notified() => self.compare().await?,
@@ -137,23 +189,11 @@ impl Claimer {
             }
         };
         self.reader = Some(reader);
-        let entries = self.entries(reply);
-        Ok(entries)
-    }
-
-    fn entries(&self, reply: Option<StreamReadReply>) -> Vec<(Place, Content)> {
-        let lane_of =
-            |key: &str| self.shared.lanes.iter().find(|name| keys::lane(name) == key).cloned();
-        let lanes = reply.into_iter().flat_map(|r| r.keys);
-        lanes
-            .filter_map(|lane| Some((lane_of(&lane.key)?, lane.ids)))
-            .flat_map(|(lane, entries)| {
-                entries.into_iter().map(move |entry| {
-                    let content = Content::of(&entry);
-                    (Place { lane: lane.clone(), entry: entry.id }, content)
-                })
-            })
-            .collect()
+        let lanes = match reply {
+            Value::Array(lanes) => lanes,
+            _ => Vec::new(),
+        };
+        Ok(lanes.into_iter().filter_map(stored::entries).flat_map(placed).collect())
     }
 
     /// Makes leases of entries; gives back those for which no slot is free.
@@ -172,7 +212,10 @@ impl Claimer {
                         self.refuse(unreadable).await;
                     }
                 }
-                Some(_) | None => surplus.push((place, content.id)),
+                Some(_) | None => {
+                    let identity = identity(&content, &place.lane);
+                    surplus.push((place, identity));
+                }
             }
         }
         self.shared.held.claim_answered();
@@ -189,9 +232,10 @@ impl Claimer {
         slot: OwnedSemaphorePermit,
     ) -> Option<(Hold, Failure)> {
         let flag = self.shared.held.add(&place)?;
-        let hold = Hold::new(self.shared.clone(), place, content, flag, slot);
-        match serde_json::from_str::<Job>(hold.payload()) {
+        match content.job() {
             Ok(job) => {
+                let identity = Identity::of(&job);
+                let hold = Hold::new(self.shared.clone(), place, identity, content, flag, slot);
                 if !self.is_in_time(&job, &hold).await {
                     return None;
                 }
@@ -200,6 +244,8 @@ impl Claimer {
                 None
             }
             Err(error) => {
+                let identity = identity(&content, &place.lane);
+                let hold = Hold::new(self.shared.clone(), place, identity, content, flag, slot);
                 let message = format!("the job cannot be read by this version of us: {error}");
                 Some((hold, Failure::new(Code::Internal, message)))
             }
@@ -218,13 +264,13 @@ impl Claimer {
     }
 
     async fn refuse(&self, (hold, failure): (Hold, Failure)) {
-        tracing::error!(job = hold.id(), error = %failure, "ends a job that cannot be read");
+        tracing::error!(job = %hold.id(), error = %failure, "ends a job that cannot be read");
         if let Err(error) = hold.finish(&Outcome::Failed(failure), None, &[]).await {
             tracing::warn!(%error, "could not end a job that cannot be read");
         }
     }
 
-    async fn shelve(&self, surplus: Vec<(Place, String)>) {
+    async fn shelve(&self, surplus: Vec<(Place, Identity)>) {
         if surplus.is_empty() {
             return;
         }
@@ -238,8 +284,7 @@ impl Claimer {
     /// of becomes a lease, what it took from us is lost.
     async fn compare(&self) -> RedisResult<()> {
         let before = self.shared.held.begin_comparison();
-        let held = held_by(&self.shared.queue.link, &self.shared.options.name, &self.shared.lanes);
-        let theirs = match held.await {
+        let theirs = match self.theirs().await {
             Ok(theirs) => theirs,
             Err(crate::QueueError::Unavailable(error)) => return Err(error),
             Err(error) => {
@@ -265,13 +310,36 @@ impl Claimer {
                 }
                 Ok(_) | Err(_) => {
                     self.shared.held.adopt(&place);
-                    surplus.push((place, content.id));
+                    let identity = identity(&content, &place.lane);
+                    surplus.push((place, identity));
                 }
             }
         }
         self.shelve(surplus).await;
         Ok(())
     }
+
+    /// What redis-server says that we hold.
+    async fn theirs(&self) -> Result<Vec<(Place, Content)>, crate::QueueError> {
+        let link = &self.shared.queue.link;
+        let lanes = lanes_of(link, &self.shared.options.queues).await?;
+        held_by(link, &self.shared.options.name, &lanes).await
+    }
+}
+
+fn words(value: Value) -> Vec<String> {
+    match value {
+        Value::Array(values) => values.into_iter().filter_map(stored::text).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The entries of a lane, each with where it is.
+fn placed(
+    (key, entries): (String, Vec<(String, Content)>),
+) -> impl Iterator<Item = (Place, Content)> {
+    let lane = keys::lane_name(&key).to_owned();
+    entries.into_iter().map(move |(entry, content)| (Place { lane: lane.clone(), entry }, content))
 }
 
 impl Reader {

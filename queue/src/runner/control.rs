@@ -39,6 +39,10 @@ async fn listen(shared: &Shared, last: &mut String, failures: &mut u32) -> redis
 }
 
 fn hear(shared: &Shared, message: &StreamId) {
+    if let Some("look" | "settings") = message.get::<String>("k").as_deref() {
+        shared.look.notify_one();
+        return;
+    }
     if message.get::<String>("w").as_ref() != Some(&shared.options.name) {
         return;
     }

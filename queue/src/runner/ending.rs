@@ -1,21 +1,25 @@
-//! Finishes without a task and without events, which go together: [`crate::batch`].
+//! Finishes of jobs that have nothing special, which go together: [`crate::batch`].
 
-use rhizome_model::Outcome;
+use std::sync::Arc;
+
+use rhizome_model::{JobId, Outcome};
 
 use crate::events::id_parts;
-use crate::link::{Call, Link};
+use crate::link::Call;
 use crate::pending::Place;
 use crate::record::to_json;
 use crate::{QueueError, keys};
 
 /// One lease, and how its job ended.
+#[derive(Clone)]
 pub(crate) struct Ending {
     pub(crate) place: Place,
-    pub(crate) id: String,
+    pub(crate) id: JobId,
+    pub(crate) account: String,
     pub(crate) state: &'static str,
     pub(crate) outcome: String,
     pub(crate) attempt: u32,
-    pub(crate) payload: String,
+    pub(crate) payload: Arc<str>,
 }
 
 /// The state that an outcome is, as the records have it.
@@ -30,28 +34,29 @@ pub(super) fn state_of(outcome: &Outcome) -> &'static str {
 impl Ending {
     pub(super) fn new(
         place: &Place,
-        id: &str,
+        (id, account): (JobId, &str),
         outcome: &Outcome,
         attempt: u32,
-        payload: &str,
+        payload: &Arc<str>,
     ) -> Result<Self, QueueError> {
         Ok(Self {
             place: place.clone(),
-            id: id.to_owned(),
+            id,
+            account: account.to_owned(),
             state: state_of(outcome),
             outcome: to_json(outcome)?,
             attempt,
-            payload: payload.to_owned(),
+            payload: payload.clone(),
         })
     }
 }
 
-/// Whether each was `owner`'s to end.
-pub(super) async fn end_all(
-    link: &Link,
-    owner: &str,
-    endings: &[Ending],
-) -> Result<Vec<bool>, QueueError> {
+/// Which of so many were ours to end, by the places (from 1) of those that were not.
+pub(super) fn judge(endings: usize, fenced: &[usize]) -> Vec<bool> {
+    (1..=endings).map(|place| !fenced.contains(&place)).collect()
+}
+
+pub(super) fn call(owner: &str, endings: &[Ending]) -> Call {
     let mut lanes: Vec<Span> = Vec::new();
     let mut places = Vec::with_capacity(endings.len());
     for ending in endings {
@@ -62,10 +67,8 @@ pub(super) async fn end_all(
             None => lanes.push(Span::of(&ending.place)),
         }
     }
-    let mut call = Call::new("finish_many")
-        .keys([keys::DONE, keys::COUNTERS])
+    let mut call = Call::shared("finish_many")
         .keys(lanes.iter().map(|span| keys::lane(span.lane)))
-        .keys(endings.iter().map(|ending| keys::record_of(&ending.id)))
         .arg(owner)
         .num(lanes.len());
     for span in &lanes {
@@ -73,22 +76,19 @@ pub(super) async fn end_all(
     }
     for (ending, place) in endings.iter().zip(places) {
         call = call
+            .key(keys::record(ending.id))
             .num(place)
-            .args([&ending.place.entry, &ending.id])
+            .arg(&ending.place.entry)
+            .arg(ending.id.to_string())
+            .arg(&ending.account)
             .arg(ending.state)
-            .arg(&ending.outcome)
             .num(ending.attempt)
-            .arg(&ending.payload);
+            .num(format_args!("{}\n{}", ending.outcome, ending.payload));
     }
-    let words: Vec<String> = link.call(&call).await?;
-    if words.len() == endings.len() {
-        Ok(words.iter().map(|word| word == "ok").collect())
-    } else {
-        Err(QueueError::corrupt("the end of jobs", format!("{words:?}")))
-    }
+    call
 }
 
-/// The entries of one lane, from the first to the last.
+/// From the first to the last entry of some leases of one lane.
 struct Span<'a> {
     lane: &'a str,
     first: &'a str,
@@ -103,8 +103,7 @@ impl<'a> Span<'a> {
     fn include(&mut self, entry: &'a str) {
         if id_parts(entry) < id_parts(self.first) {
             self.first = entry;
-        }
-        if id_parts(entry) > id_parts(self.last) {
+        } else if id_parts(entry) > id_parts(self.last) {
             self.last = entry;
         }
     }
@@ -114,13 +113,17 @@ impl<'a> Span<'a> {
 mod tests {
     use super::*;
 
+    fn place(entry: &str) -> Place {
+        Place { lane: "volume:2".into(), entry: entry.into() }
+    }
+
     #[test]
-    fn a_span_compares_numbers() {
-        let place = Place { lane: "volume:2".into(), entry: "10-2".into() };
-        let mut span = Span::of(&place);
-        for entry in ["10-10", "9-99", "10-1"] {
-            span.include(entry);
+    fn a_span_grows_by_number_not_by_letter() {
+        let places = ["9-0", "10-2", "10-10", "2-5"].map(place);
+        let mut span = Span::of(&places[0]);
+        for place in &places[1..] {
+            span.include(&place.entry);
         }
-        assert_eq!((span.first, span.last), ("9-99", "10-10"));
+        assert_eq!((span.first, span.last), ("2-5", "10-10"));
     }
 }

@@ -19,18 +19,30 @@ pub enum CancelReason {
     Lost,
 }
 
-/// A lease's token, with the reason.
+/// A lease's token, with the reason. Most leases are never asked for it.
 #[derive(Default)]
 pub(crate) struct Flag {
-    pub(crate) token: CancellationToken,
+    token: OnceLock<CancellationToken>,
     reason: OnceLock<CancelReason>,
 }
 
 impl Flag {
+    pub(crate) fn token(&self) -> CancellationToken {
+        let token = self.token.get_or_init(CancellationToken::new);
+        // Whoever raises looks for the token after it has set the reason, and we the other way round:
+        // one of us sees the other.
+        if self.reason().is_some() {
+            token.cancel();
+        }
+        token.clone()
+    }
+
     pub(crate) fn raise(&self, reason: CancelReason) {
         // The first reason stands.
         let _ = self.reason.set(reason);
-        self.token.cancel();
+        if let Some(token) = self.token.get() {
+            token.cancel();
+        }
     }
 
     pub(crate) fn reason(&self) -> Option<CancelReason> {
@@ -48,6 +60,8 @@ struct Inner {
     early: VecDeque<Place>,
     /// Leases that ended since a comparison began, while one is under way.
     ended: Option<HashSet<Place>>,
+    /// Ended here, but redis-server was away and does not know it yet.
+    spooled: HashSet<Place>,
     /// What a comparison found and a claim may still bring.
     adopted: HashSet<Place>,
 }
@@ -56,7 +70,8 @@ impl Held {
     /// A new lease; none when it is held already.
     pub(crate) fn add(&self, place: &Place) -> Option<Arc<Flag>> {
         let mut inner = self.locked();
-        if inner.leases.contains_key(place) || inner.adopted.contains(place) {
+        let known = inner.leases.contains_key(place) || inner.spooled.contains(place);
+        if known || inner.adopted.contains(place) {
             return None;
         }
         let flag = Arc::new(Flag::default());
@@ -90,6 +105,21 @@ impl Held {
         }
     }
 
+    /// Its end waits on disk.
+    pub(crate) fn spool(&self, places: &[Place]) {
+        self.locked().spooled.extend(places.iter().cloned());
+    }
+
+    pub(crate) fn delivered(&self, places: &[Place]) {
+        let mut inner = self.locked();
+        for place in places {
+            inner.spooled.remove(place);
+            if let Some(ended) = &mut inner.ended {
+                ended.insert(place.clone());
+            }
+        }
+    }
+
     /// A comparison with what redis-server says begins; the leases as of now.
     pub(crate) fn begin_comparison(&self) -> Vec<Place> {
         let mut inner = self.locked();
@@ -107,7 +137,9 @@ impl Held {
                 flag.raise(CancelReason::Lost);
             }
         }
-        let unknown = |p: &&Place| !inner.leases.contains_key(p) && !ended.contains(p);
+        let unknown = |p: &&Place| {
+            !inner.leases.contains_key(p) && !ended.contains(p) && !inner.spooled.contains(p)
+        };
         theirs.iter().filter(unknown).cloned().collect()
     }
 

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use redis::FromRedisValue;
 use rhizome_model::api::OutputChunk;
-use rhizome_model::{DeploymentId, Event, Failure, Job, Name, Outcome, Shortfall, Task};
+use rhizome_model::{DeploymentId, Event, Failure, Job, JobId, Name, Outcome, Shortfall, Task};
 use serde_json::Value;
 use tokio::sync::{Mutex, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
@@ -14,11 +15,16 @@ use super::Shared;
 use super::ending::{Ending, state_of};
 use super::held::{CancelReason, Flag};
 use crate::events::with_events;
-use crate::link::Call;
-use crate::pending::{Content, Counts, Place, give_back};
+use crate::link::{Call, is_transient};
+use crate::member::Identity;
+use crate::pending::{Counts, Place, give_back};
 use crate::record::to_json;
+use crate::stored::Content;
 use crate::tasks::{free, task_keys, with_status, with_task};
 use crate::{QueueError, jobs, keys};
+
+/// redis-server may be away for this long before outcomes go to disk.
+const BEFORE_SPOOLING: Duration = Duration::from_secs(1);
 
 /// What becomes of a job that is to be tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,12 +48,14 @@ pub struct Lease {
 
 /// What the group gave us, and the right to write.
 pub(super) struct Hold {
-    id: String,
+    identity: Identity,
     place: Place,
     /// From 1.
     attempt: u32,
+    /// Whether more is known of the job than its record.
+    more: AtomicBool,
     /// The job as it is stored: its record keeps it.
-    payload: String,
+    payload: Arc<str>,
     flag: Arc<Flag>,
     shared: Arc<Shared>,
     /// Writes so far: redis-server knows a repeated one by its number.
@@ -63,7 +71,7 @@ impl Lease {
 
     /// Cancelled when the work should stop; [`Lease::cancel_reason`] says why.
     pub fn cancelled(&self) -> CancellationToken {
-        self.hold.flag.token.clone()
+        self.hold.flag.token()
     }
 
     pub fn cancel_reason(&self) -> Option<CancelReason> {
@@ -88,13 +96,8 @@ impl Lease {
     pub async fn update(&self, task: &Task, events: &[Event]) -> Result<(), QueueError> {
         let mut writes = self.hold.writes.lock().await;
         *writes += 1;
-        let call = self
-            .hold
-            .call("update")
-            .key(keys::EVENTS)
-            .keys(task_keys(&task.deployment))
-            .args(self.hold.signature())
-            .num(*writes);
+        let call = self.hold.write("update").key(keys::EVENTS).keys(task_keys(&task.deployment));
+        let call = call.args(self.hold.signature()).num(*writes);
         let call = with_events(with_task(call, Some(task))?, events)?;
         let reply: Vec<String> = self.hold.shared.queue.link.call(&call).await?;
         self.hold.judge(&reply, Some(task))
@@ -112,7 +115,7 @@ impl Lease {
         *writes += 1;
         let call = self
             .hold
-            .call("lease_status")
+            .write("lease_status")
             .key(keys::EVENTS)
             .key(keys::task(id))
             .key(keys::statuses(id))
@@ -129,11 +132,19 @@ impl Lease {
         *writes += 1;
         let call = self
             .hold
-            .call("print")
+            .write("print_output")
             .key(keys::output(self.job.id))
             .args(self.hold.signature())
             .num(*writes)
             .arg(to_json(chunk)?);
+        let reply: String = self.hold.shared.queue.link.call(&call).await?;
+        self.hold.judge(&[reply], None)
+    }
+
+    /// Says how far the work is; what was said before is forgotten.
+    pub async fn progress(&self, value: &Value) -> Result<(), QueueError> {
+        let _writes = self.hold.writes.lock().await;
+        let call = self.hold.write("progress").args(self.hold.signature()).arg(to_json(value)?);
         let reply: String = self.hold.shared.queue.link.call(&call).await?;
         self.hold.judge(&[reply], None)
     }
@@ -147,26 +158,25 @@ impl Lease {
         events: &[Event],
     ) -> Result<Retried, QueueError> {
         let _writes = self.hold.writes.lock().await;
-        let queue = self.hold.queue();
-        let home = keys::lane_name(queue, keys::home(&self.job));
         let call = self
             .hold
-            .call("retry")
-            .keys([keys::DONE, keys::COUNTERS])
-            .key(keys::dead(queue))
-            .keys([keys::DELAYED, keys::CONTROL, keys::EVENTS])
+            .end_call("retry")
+            .key(keys::EVENTS)
             .args(self.hold.signature())
+            .num(self.hold.identity.most)
             .num(after.as_millis())
             .arg(to_json(failure)?)
             .arg(to_json(&Outcome::Failed(failure.clone()))?)
-            .arg(to_json(&Outcome::Cancelled)?)
-            .arg(keys::delayed_member(self.job.id, &home))
-            .arg(queue);
-        let reply: String = self.hold.shared.queue.link.call(&with_events(call, events)?).await?;
-        let retried = match reply.as_str() {
-            "later" => Retried::Later,
-            "exhausted" => Retried::Exhausted,
-            other => return self.hold.judge(&[other.to_owned()], None).map(|()| Retried::Later),
+            .arg(to_json(&Outcome::Cancelled)?);
+        let call = with_events(call, events)?;
+        let reply = self.hold.shared.deliver::<String>(&call, &[self.hold.place.clone()]).await?;
+        let retried = match reply.as_deref() {
+            // Redis is away; should there be no attempt left, it will have ended.
+            None | Some("later") => Retried::Later,
+            Some("exhausted") => Retried::Exhausted,
+            Some(other) => {
+                return self.hold.judge(&[other.to_owned()], None).map(|()| Retried::Later);
+            }
         };
         self.hold.end();
         Ok(retried)
@@ -175,7 +185,7 @@ impl Lease {
     /// Gives the job back as if it had not been tried.
     pub async fn release(&self) -> Result<(), QueueError> {
         let _writes = self.hold.writes.lock().await;
-        let lease = [(self.hold.place.clone(), self.hold.id.clone())];
+        let lease = [(self.hold.place.clone(), self.hold.identity.clone())];
         self.hold.shared.give_back(&lease).await?;
         self.hold.end();
         Ok(())
@@ -191,24 +201,23 @@ impl Hold {
     pub(super) fn new(
         shared: Arc<Shared>,
         place: Place,
+        identity: Identity,
         content: Content,
         flag: Arc<Flag>,
         slot: OwnedSemaphorePermit,
     ) -> Self {
         let (writes, over) = (Mutex::new(0), AtomicBool::new(false));
-        let Content { id, before, payload } = content;
-        let attempt = before + 1;
-        Self { id, place, attempt, payload, flag, shared, writes, over, _slot: slot }
+        let Content { before, moved, payload, .. } = content;
+        let (attempt, more) = (before + 1, AtomicBool::new(moved));
+        Self { identity, place, attempt, more, payload, flag, shared, writes, over, _slot: slot }
     }
 
     /// Whether a job with this deadline may still begin. If not, it has ended, or is another's.
     pub(super) async fn may_begin(&self, expires_at: i64) -> Result<bool, QueueError> {
         let call = self
-            .call("begin")
-            .keys([keys::DONE, keys::COUNTERS])
+            .end_call("begin")
             .args(self.signature())
             .num(expires_at)
-            .arg(self.queue())
             .arg(to_json(&jobs::expired())?)
             .arg(to_json(&Outcome::Cancelled)?);
         let word: String = self.shared.queue.link.call(&call).await?;
@@ -219,13 +228,8 @@ impl Hold {
         Ok(begins)
     }
 
-    /// The job as it is stored.
-    pub(super) fn payload(&self) -> &str {
-        &self.payload
-    }
-
-    pub(super) fn id(&self) -> &str {
-        &self.id
+    pub(super) fn id(&self) -> JobId {
+        self.identity.id()
     }
 
     pub(super) async fn finish(
@@ -235,23 +239,27 @@ impl Hold {
         events: &[Event],
     ) -> Result<(), QueueError> {
         let _writes = self.writes.lock().await;
-        if task.is_none() && events.is_empty() {
+        let plain = self.identity.is_plain() && !self.more.load(Ordering::Acquire);
+        if plain && task.is_none() && events.is_empty() && self.flag.reason().is_none() {
             return self.finish_plainly(outcome).await;
         }
-        let mut call = self.call("finish").keys([keys::DONE, keys::COUNTERS, keys::EVENTS]);
+        let mut call = self.end_call("finish").key(keys::EVENTS);
         if let Some(task) = task {
             call = call.keys(task_keys(&task.deployment));
         }
-        call = call.args(self.signature()).arg(self.queue()).arg(state_of(outcome));
+        call = call.args(self.signature()).arg(state_of(outcome));
         let call = with_events(with_task(call.arg(to_json(outcome)?), task)?, events)?;
-        let reply: Vec<String> = self.shared.queue.link.call(&call).await?;
-        self.judge(&reply, task)?;
+        let reply = self.shared.deliver::<Vec<String>>(&call, &[self.place.clone()]).await?;
+        if let Some(reply) = reply {
+            self.judge(&reply, task)?;
+        }
         self.end();
         Ok(())
     }
 
     async fn finish_plainly(&self, outcome: &Outcome) -> Result<(), QueueError> {
-        let ending = Ending::new(&self.place, &self.id, outcome, self.attempt, &self.payload)?;
+        let whose = (self.id(), self.identity.account());
+        let ending = Ending::new(&self.place, whose, outcome, self.attempt, &self.payload)?;
         if !self.shared.endings.ask(ending).await? {
             return Err(QueueError::Fenced);
         }
@@ -259,18 +267,20 @@ impl Hold {
         Ok(())
     }
 
-    /// A call that names the job and its lane first.
-    fn call(&self, function: &'static str) -> Call {
-        Call::new(function).key(keys::record_of(&self.id)).key(keys::lane(&self.place.lane))
+    /// A call that ends or moves the job: it names the job and its lane first.
+    fn end_call(&self, function: &'static str) -> Call {
+        self.identity.write(Call::shared(function)).key(keys::lane(&self.place.lane))
+    }
+
+    /// A call that writes something beside the job's record.
+    fn write(&self, function: &'static str) -> Call {
+        self.more.store(true, Ordering::Release);
+        Call::new(function).key(keys::more(self.id())).key(keys::lane(&self.place.lane))
     }
 
     /// What shows that we hold it.
     fn signature(&self) -> [&str; 2] {
         [&self.place.entry, &self.shared.options.name]
-    }
-
-    fn queue(&self) -> &str {
-        keys::queue_of(&self.place.lane)
     }
 
     fn judge(&self, reply: &[String], task: Option<&Task>) -> Result<(), QueueError> {
@@ -284,7 +294,7 @@ impl Hold {
                 Err(QueueError::Shortfall(Shortfall { asked, free }))
             }
             Some(_) | None => {
-                Err(QueueError::corrupt(format!("job {}", self.id), format!("{reply:?}")))
+                Err(QueueError::corrupt(format!("job {}", self.id()), format!("{reply:?}")))
             }
         }
     }
@@ -301,14 +311,41 @@ impl Drop for Hold {
         self.shared.held.remove(&self.place);
         if !self.over.load(Ordering::Acquire) {
             // Without a listener the runner itself is gone, and with it its heartbeat.
-            let _ = self.shared.dropped.send((self.place.clone(), self.id.clone()));
+            let _ = self.shared.dropped.send((self.place.clone(), self.identity.clone()));
         }
     }
 }
 
 impl Shared {
+    /// Says how an attempt ended. While redis-server is away it is kept on disk, if there is a spool,
+    /// and delivered afterwards: then there is no answer yet.
+    pub(super) async fn deliver<T: FromRedisValue>(
+        &self,
+        call: &Call,
+        places: &[Place],
+    ) -> Result<Option<T>, QueueError> {
+        let link = &self.queue.link;
+        let Some(spool) = &self.spool else { return link.call(call).await.map(Some) };
+        let error = match link.patient_for(BEFORE_SPOOLING).call(call).await {
+            Err(QueueError::Unavailable(error)) if is_transient(&error) => error,
+            answer => return answer.map(Some),
+        };
+        self.held.spool(places);
+        if let Err(disk) = spool.put(link, call, places) {
+            self.held.delivered(places);
+            tracing::error!(%disk, "cannot keep an outcome on disk; waits for redis-server instead");
+            return link.call(call).await.map(Some);
+        }
+        tracing::warn!(%error, outcomes = places.len(), "redis-server is away; outcomes wait on disk");
+        self.spooled.notify_one();
+        Ok(None)
+    }
+
     /// Gives back what was claimed and cannot be done now, as if it had not been tried.
-    pub(super) async fn give_back(&self, leases: &[(Place, String)]) -> Result<u64, QueueError> {
+    pub(super) async fn give_back(
+        &self,
+        leases: &[(Place, Identity)],
+    ) -> Result<u64, QueueError> {
         give_back(&self.queue.link, &self.options.name, Counts::No, leases).await
     }
 }

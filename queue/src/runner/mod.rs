@@ -5,6 +5,7 @@
 //!   heartbeat  "I am alive", every few seconds
 //!   control    cancel, lost: read on a connection of its own ─▶ the lease's token
 //!   returner   leases that were dropped without an end go back at once
+//!   spool      outcomes that waited on disk while redis-server was away
 //! ```
 //!
 //! All of them outlive redis-server: they connect again, with pauses, for ever. After each silence
@@ -16,7 +17,8 @@ mod ending;
 mod held;
 mod lease;
 
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -28,8 +30,10 @@ pub use lease::{Lease, Retried};
 
 use crate::backoff::{RECONNECT, jittered};
 use crate::batch::Batcher;
-use crate::link::Call;
-use crate::pending::{Counts, Place, give_back};
+use crate::link::{BLOCK, Call};
+use crate::member::Identity;
+use crate::pending::{Counts, Place, give_back, lanes_of};
+use crate::spool::Spool;
 use crate::{Queue, QueueError, keys};
 use ending::Ending;
 use held::Held;
@@ -52,6 +56,8 @@ pub struct RunnerOptions {
     pub heartbeat: Duration,
     /// It counts as dead when its heartbeat is missing for this long.
     pub silence: Duration,
+    /// The folder in which outcomes wait while redis-server is away; without one, they wait in memory.
+    pub spool: Option<PathBuf>,
 }
 
 impl Default for RunnerOptions {
@@ -62,6 +68,7 @@ impl Default for RunnerOptions {
             slots: 1,
             heartbeat: Duration::from_secs(5),
             silence: Duration::from_secs(15),
+            spool: None,
         }
     }
 }
@@ -80,15 +87,18 @@ pub struct Runner {
 pub(crate) struct Shared {
     queue: Queue,
     options: RunnerOptions,
-    /// Names of the lanes, in the order in which they are served.
-    lanes: Vec<String>,
     slots: Arc<Semaphore>,
     held: Held,
     drain: CancellationToken,
     /// What is held must be compared with what redis-server says.
     doubt: Notify,
-    dropped: mpsc::UnboundedSender<(Place, String)>,
+    /// Something may start that could not before.
+    look: Notify,
+    dropped: mpsc::UnboundedSender<(Place, Identity)>,
     endings: Batcher<Ending, bool>,
+    spool: Option<Spool>,
+    /// There is something in the spool.
+    spooled: Notify,
 }
 
 impl Queue {
@@ -98,21 +108,30 @@ impl Queue {
             return Err(QueueError::Refused(message.into()));
         }
         let (dropped, returned) = mpsc::unbounded_channel();
-        let (link, name) = (self.link.clone(), options.name.clone());
-        let endings = Batcher::new(move |endings: Vec<Ending>| {
-            let (link, name) = (link.clone(), name.clone());
-            async move { ending::end_all(&link, &name, &endings).await }
-        });
-        let shared = Arc::new(Shared {
-            endings,
-            queue: self.clone(),
-            lanes: keys::lanes_to_serve(&options.queues),
-            slots: Arc::new(Semaphore::new(options.slots)),
-            held: Held::default(),
-            drain: CancellationToken::new(),
-            doubt: Notify::new(),
-            dropped,
-            options,
+        let shared = Arc::new_cyclic(|shared: &Weak<Shared>| {
+            let shared = shared.clone();
+            let endings = Batcher::new(move |endings: Vec<Ending>| {
+                let shared = shared.upgrade();
+                async move {
+                    match shared {
+                        Some(shared) => shared.end_all(&endings).await,
+                        None => Err(QueueError::Refused("the runner is gone".into())),
+                    }
+                }
+            });
+            Shared {
+                endings,
+                queue: self.patient(),
+                slots: Arc::new(Semaphore::new(options.slots)),
+                held: Held::default(),
+                drain: CancellationToken::new(),
+                doubt: Notify::new(),
+                look: Notify::new(),
+                dropped,
+                spool: options.spool.as_ref().map(|folder| Spool::new(folder, &options.name)),
+                spooled: Notify::new(),
+                options,
+            }
         });
         let control = shared.open().await?;
         let stop = CancellationToken::new();
@@ -125,6 +144,7 @@ impl Queue {
         tasks.spawn(
             until_stop().run_until_cancelled_owned(give_dropped_back(shared.clone(), returned)),
         );
+        tasks.spawn(until_stop().run_until_cancelled_owned(deliver_spooled(shared.clone())));
         claimer.close();
         tasks.close();
         Ok(Runner { leases, shared, claimer, tasks, stop })
@@ -183,32 +203,49 @@ impl Drop for Runner {
 impl Shared {
     /// Registers; the position of the control stream from which to listen.
     async fn open(&self) -> Result<String, QueueError> {
-        let call = Call::new("open")
-            .keys([keys::RUNNERS, keys::RUNNER_QUEUES, keys::QUEUES, keys::CONTROL])
-            .keys(self.lanes.iter().map(|l| keys::lane(l)))
+        let queues = &self.options.queues;
+        let lanes = queues.iter().flat_map(|q| [keys::ready(q), keys::front(q)]);
+        let call = Call::shared("open")
+            .keys([keys::RUNNERS, keys::SERVICES])
+            .keys(lanes.map(|lane| keys::lane(&lane)))
             .arg(&self.options.name)
             .num(self.options.silence.as_millis())
-            .num(self.options.queues.len())
-            .args(&self.options.queues);
+            .arg(self.service())
+            .args(queues);
         self.queue.link.call(&call).await
     }
 
+    /// What this runner adds to its queues.
+    fn service(&self) -> String {
+        format!("{} {}", self.options.slots, self.options.queues.join(","))
+    }
+
     async fn sign_off(&self) -> Result<(), QueueError> {
-        let give_up = Call::new("give_up")
-            .keys([keys::RUNNERS, keys::RUNNER_QUEUES, keys::CONTROL])
-            .arg(&self.options.name);
-        self.queue.link.call::<()>(&give_up).await?;
-        self.queue.give_all_back(&self.options.name, &self.lanes, Counts::No).await?;
+        if let Some(spool) = &self.spool {
+            self.held.delivered(&spool.deliver(&self.queue.link).await?);
+            spool.close();
+        }
+        self.queue.give_up(&self.options.name).await?;
+        let lanes = lanes_of(&self.queue.link, &self.options.queues).await?;
+        self.queue.give_all_back(&self.options.name, &lanes, Counts::No).await?;
         Ok(())
+    }
+
+    /// Whether each was ours to end.
+    async fn end_all(&self, endings: &[Ending]) -> Result<Vec<bool>, QueueError> {
+        let places: Vec<_> = endings.iter().map(|ending| ending.place.clone()).collect();
+        let call = ending::call(&self.options.name, endings);
+        let fenced = self.deliver::<Vec<usize>>(&call, &places).await?;
+        Ok(ending::judge(endings.len(), &fenced.unwrap_or_default()))
     }
 }
 
 async fn beat(shared: Arc<Shared>) {
-    let call = Call::new("beat")
-        .keys([keys::RUNNERS, keys::RUNNER_QUEUES])
+    let call = Call::shared("beat")
+        .keys([keys::RUNNERS, keys::SERVICES])
         .arg(&shared.options.name)
         .num(shared.options.silence.as_millis())
-        .arg(shared.options.queues.join(","));
+        .arg(shared.service());
     loop {
         tokio::time::sleep(shared.options.heartbeat).await;
         match shared.queue.link.call_once::<u8>(&call).await {
@@ -225,7 +262,7 @@ async fn beat(shared: Arc<Shared>) {
 /// Leases that were dropped without an end: whoever worked on them is gone, and that counts.
 async fn give_dropped_back(
     shared: Arc<Shared>,
-    mut dropped: mpsc::UnboundedReceiver<(Place, String)>,
+    mut dropped: mpsc::UnboundedReceiver<(Place, Identity)>,
 ) {
     let mut batch = Vec::new();
     while dropped.recv_many(&mut batch, RETURNED).await > 0 {
@@ -238,5 +275,24 @@ async fn give_dropped_back(
             tokio::time::sleep(jittered(RECONNECT, failures)).await;
         }
         batch.clear();
+    }
+}
+
+/// Outcomes that wait on disk: until redis-server is back and has them.
+async fn deliver_spooled(shared: Arc<Shared>) {
+    let Some(spool) = &shared.spool else { return };
+    loop {
+        shared.spooled.notified().await;
+        match spool.deliver(&shared.queue.link).await {
+            Ok(delivered) => {
+                tracing::info!(outcomes = delivered.len(), "delivered what waited on disk");
+                shared.held.delivered(&delivered);
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot deliver what waits on disk");
+                tokio::time::sleep(BLOCK).await;
+                shared.spooled.notify_one();
+            }
+        }
     }
 }

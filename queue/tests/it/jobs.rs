@@ -93,12 +93,15 @@ async fn an_ended_job_leaves_nothing_but_a_record_that_expires() {
     lease.print(&rhizome_model::api::OutputChunk::Stdout { data: "aGk=".into() }).await.unwrap();
     lease.finish(&Outcome::Cancelled).await.unwrap();
     let mut wire = server.wire().await;
-    for key in [format!("{{n}}:job:{}", job.id), format!("{{n}}:output:{}", job.id)] {
+    for key in [format!("{{n}}:job:{}", job.id),
+        format!("{{n}}:more:{}", job.id),
+        format!("{{n}}:output:{}", job.id),
+    ] {
         let ttl: i64 = redis::cmd("TTL").arg(key).query_async(&mut wire).await.unwrap();
         assert!((3500..=3600).contains(&ttl), "{ttl}");
     }
     let left: i64 =
-        redis::cmd("XLEN").arg("{n}:lane:volume:2").query_async(&mut wire).await.unwrap();
+        redis::cmd("XLEN").arg("{n}:lane:volume:r").query_async(&mut wire).await.unwrap();
     assert_eq!(left, 0);
 }
 

@@ -111,6 +111,7 @@ async fn an_earlier_job_wakes_the_upkeep() {
     let slow = rhizome_queue::MaintainOptions {
         sweep: Duration::from_secs(3600),
         grace: Duration::from_secs(3600),
+        fence: None,
     };
     let stop = tokio_util::sync::CancellationToken::new();
     let _stop = stop.clone().drop_guard();
@@ -202,7 +203,7 @@ async fn a_silent_runner_is_given_up() {
     until("its consumers are forgotten", async || {
         let consumers: redis::streams::StreamInfoConsumersReply = redis::cmd("XINFO")
             .arg("CONSUMERS")
-            .arg("{n}:lane:volume:2")
+            .arg("{n}:lane:volume:r")
             .arg("g")
             .query_async(&mut wire)
             .await
@@ -264,13 +265,12 @@ async fn a_job_that_cannot_be_read_ends_and_harms_nobody() {
     let odd = crate::support::new_id();
     let key = format!("{{n}}:job:{odd}");
     let entry = {
-        let mut add = redis::cmd("XADD");
-        add.arg("{n}:lane:volume:3").arg("*").arg("i").arg(odd.to_string());
-        add.arg("a").arg(0).arg("j").arg("{\"from\":\"elsewhere\"}");
-        let mut record = redis::cmd("HSET");
-        record.arg(&key).arg(&["st", "queued", "q", "volume", "h", "volume:3", "l", "volume:3"]);
-        record.arg(&["s", "0-1", "a", "0", "m", "3", "t", "1"]);
+        let value = [&[0, 0][..], &odd.0, b"\"from\":\"elsewhere\"}"].concat();
+        let mut record = redis::cmd("SET");
+        record.arg(&key).arg("q volume:r 1-1");
         record.query_async::<()>(&mut wire).await.unwrap();
+        let mut add = redis::cmd("XADD");
+        add.arg("{n}:lane:volume:r").arg("1-1").arg("j").arg(value).arg("a").arg(1);
         add.query_async::<String>(&mut wire).await.unwrap()
     };
     assert!(!entry.is_empty());

@@ -154,16 +154,22 @@ impl Real {
         if record.state != JobState::Delayed {
             return;
         }
-        let late = Job { expires_at: Some(1), ..record.job };
+        let more = format!("{{n}}:more:{id}");
+        let mut get = redis::cmd("HGET");
+        let value: Vec<u8> = get.arg(&more).arg("j").query_async(&mut self.wire).await.unwrap();
+        let field = b"\"expires_at\":";
+        let at = value.windows(field.len()).position(|w| w == field).unwrap() + field.len();
+        let end = at + value[at..].iter().position(|b| !b.is_ascii_digit()).unwrap();
+        let late = [&value[..at], b"1", &value[end..]].concat();
         let mut set = redis::cmd("HSET");
-        set.arg(format!("{{n}}:job:{id}")).arg("j").arg(serde_json::to_string(&late).unwrap());
+        set.arg(&more).arg("j").arg(late);
         set.query_async::<()>(&mut self.wire).await.unwrap();
     }
 
     /// The hour of pause is over.
     async fn make_due(&mut self, id: JobId) {
         let mut add = redis::cmd("ZADD");
-        add.arg("{n}:delayed").arg("XX").arg(1).arg(format!("{id} volume:2"));
+        add.arg("{n}:delayed").arg("XX").arg(1).arg(format!("{id} volume:1:1"));
         add.query_async::<()>(&mut self.wire).await.unwrap();
         let stop = tokio_util::sync::CancellationToken::new();
         let (queue, token) = (self.queue.clone(), stop.clone());

@@ -125,6 +125,7 @@ pub fn options(name: &str, slots: usize) -> RunnerOptions {
         slots,
         heartbeat: Duration::from_millis(100),
         silence: Duration::from_millis(1000),
+        spool: None,
     }
 }
 
@@ -145,7 +146,11 @@ pub fn maintain(queue: &Queue) -> DropGuard {
     let stop = CancellationToken::new();
     let (queue, token) = (queue.clone(), stop.clone());
     let options =
-        MaintainOptions { sweep: Duration::from_millis(100), grace: Duration::from_millis(1000) };
+        MaintainOptions {
+            sweep: Duration::from_millis(100),
+            grace: Duration::from_millis(1000),
+            fence: None,
+        };
     tokio::spawn(async move { queue.maintain_with(options, token).await });
     stop.drop_guard()
 }
