@@ -45,6 +45,7 @@ struct Model {
     max: u32,
     cancel_asked: bool,
     late: bool,
+    born_late: bool,
 }
 
 impl Model {
@@ -60,6 +61,8 @@ impl Model {
             Step::Retry => JobEvent::Retry,
             Step::Die if self.attempts >= self.max => JobEvent::Quarantine,
             Step::Release | Step::Die => JobEvent::Release,
+            // The upkeep sees deadlines that were over from the beginning.
+            Step::Due if self.born_late => JobEvent::Expire,
             Step::Due => JobEvent::Due,
             // Nothing happens to it, but something will.
             Step::Cancel | Step::Late => JobEvent::Cancel,
@@ -193,7 +196,14 @@ async fn compare(server: &Server, queue: &Queue, max: u32, late: bool, steps: &[
     let deadline = if late { 1 } else { i64::MAX >> 10 };
     let job = Job { max_attempts: max, expires_at: Some(deadline), ..job("volume") };
     queue.submit(std::slice::from_ref(&job)).await.unwrap();
-    let mut model = Model { state: JobState::Queued, attempts: 0, max, cancel_asked: false, late };
+    let mut model = Model {
+        state: JobState::Queued,
+        attempts: 0,
+        max,
+        cancel_asked: false,
+        late,
+        born_late: late,
+    };
     let mut real =
         Real { queue: queue.clone(), runner: None, wire: server.wire().await, lease: None };
     for step in steps {
