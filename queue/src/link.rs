@@ -191,7 +191,14 @@ pub(crate) fn is_transient(error: &RedisError) -> bool {
         || error.is_timeout()
         || error.is_connection_dropped()
         || error.is_connection_refusal()
+        || is_cut_off(error)
         || error.code().is_some_and(|code| CODES.contains(&code))
+}
+
+/// Whether the connection ended in the middle of an answer.
+fn is_cut_off(error: &RedisError) -> bool {
+    // By its text: an answer of another type than expected is an error of the same kind.
+    error.kind() == redis::ErrorKind::Parse && error.to_string().contains("end of input")
 }
 
 fn is_missing_function(error: &RedisError) -> bool {
@@ -294,5 +301,19 @@ impl Call {
             cmd.arg(word);
         }
         cmd
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_is_cut_off_is_asked_for_again() {
+        let cut_off = redis::parse_redis_value(b"$5\r\nab").unwrap_err();
+        assert!(is_transient(&cut_off), "{cut_off}");
+        let number = redis::from_redis_value::<i64>(redis::Value::SimpleString("word".into()));
+        let of_another_type = RedisError::from(number.unwrap_err());
+        assert!(!is_transient(&of_another_type), "{of_another_type}");
     }
 }
