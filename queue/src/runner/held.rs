@@ -60,8 +60,8 @@ struct Inner {
     early: VecDeque<Place>,
     /// Leases that ended since a comparison began, while one is under way.
     ended: Option<HashSet<Place>>,
-    /// Ended here, but redis-server was away and does not know it yet.
-    spooled: HashSet<Place>,
+    /// Ended here, but redis-server does not know it yet.
+    undelivered: HashSet<Place>,
     /// What a comparison found and a claim may still bring.
     adopted: HashSet<Place>,
 }
@@ -70,7 +70,7 @@ impl Held {
     /// A new lease; none when it is held already.
     pub(crate) fn add(&self, place: &Place) -> Option<Arc<Flag>> {
         let mut inner = self.locked();
-        let known = inner.leases.contains_key(place) || inner.spooled.contains(place);
+        let known = inner.leases.contains_key(place) || inner.undelivered.contains(place);
         if known || inner.adopted.contains(place) {
             return None;
         }
@@ -105,15 +105,15 @@ impl Held {
         }
     }
 
-    /// Its end waits on disk.
-    pub(crate) fn spool(&self, places: &[Place]) {
-        self.locked().spooled.extend(places.iter().cloned());
+    /// These have ended here; redis-server will hear of it.
+    pub(crate) fn wait_for_delivery(&self, places: &[Place]) {
+        self.locked().undelivered.extend(places.iter().cloned());
     }
 
     pub(crate) fn delivered(&self, places: &[Place]) {
         let mut inner = self.locked();
         for place in places {
-            inner.spooled.remove(place);
+            inner.undelivered.remove(place);
             if let Some(ended) = &mut inner.ended {
                 ended.insert(place.clone());
             }
@@ -138,7 +138,7 @@ impl Held {
             }
         }
         let unknown = |p: &&Place| {
-            !inner.leases.contains_key(p) && !ended.contains(p) && !inner.spooled.contains(p)
+            !inner.leases.contains_key(p) && !ended.contains(p) && !inner.undelivered.contains(p)
         };
         theirs.iter().filter(unknown).cloned().collect()
     }
@@ -184,6 +184,20 @@ mod tests {
         let unknown = held.end_comparison(&before, &[place("2-0"), place("3-0"), place("4-0")]);
         assert_eq!(unknown, [place("4-0")]);
         assert_eq!((lost.reason(), kept.reason()), (Some(CancelReason::Lost), None));
+    }
+
+    #[test]
+    fn what_ended_is_not_taken_again_before_its_end_is_delivered() {
+        let held = Held::default();
+        held.add(&place("1-0")).unwrap();
+        held.wait_for_delivery(&[place("1-0")]);
+        held.remove(&place("1-0"));
+        let before = held.begin_comparison();
+        assert_eq!(held.end_comparison(&before, &[place("1-0")]), []);
+        assert!(held.add(&place("1-0")).is_none());
+        let before = held.begin_comparison();
+        held.delivered(&[place("1-0")]);
+        assert_eq!(held.end_comparison(&before, &[place("1-0")]), [], "it was seen before that");
     }
 
     #[test]

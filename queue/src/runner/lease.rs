@@ -308,8 +308,13 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
+        let over = self.over.load(Ordering::Acquire);
+        if !over {
+            // Until it is given back, a comparison must not take it for one that nobody has.
+            self.shared.held.wait_for_delivery(std::slice::from_ref(&self.place));
+        }
         self.shared.held.remove(&self.place);
-        if !self.over.load(Ordering::Acquire) {
+        if !over {
             // Without a listener the runner itself is gone, and with it its heartbeat.
             let _ = self.shared.dropped.send((self.place.clone(), self.identity.clone()));
         }
@@ -330,7 +335,7 @@ impl Shared {
             Err(QueueError::Unavailable(error)) if is_transient(&error) => error,
             answer => return answer.map(Some),
         };
-        self.held.spool(places);
+        self.held.wait_for_delivery(places);
         if let Err(disk) = spool.put(link, call, places) {
             self.held.delivered(places);
             tracing::error!(%disk, "cannot keep an outcome on disk; waits for redis-server instead");

@@ -274,7 +274,8 @@ async fn give_dropped_back(
             tracing::warn!(jobs = batch.len(), %error, "cannot give back dropped leases yet");
             tokio::time::sleep(jittered(RECONNECT, failures)).await;
         }
-        batch.clear();
+        let places: Vec<_> = batch.drain(..).map(|(place, _)| place).collect();
+        shared.held.delivered(&places);
     }
 }
 
