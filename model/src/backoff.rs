@@ -27,6 +27,22 @@ impl Backoff {
     }
 }
 
+/// How often something is tried, and how long to wait in between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Attempts that may fail for a cause that may pass, or lose their runner.
+    pub attempts: u32,
+    pub backoff: Backoff,
+}
+
+impl RetryPolicy {
+    /// What suits most: eight attempts, the last pauses up to half a minute.
+    pub const USUAL: Self = Self {
+        attempts: 8,
+        backoff: Backoff::new(Duration::from_millis(500), Duration::from_secs(60)),
+    };
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

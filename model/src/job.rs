@@ -128,6 +128,41 @@ pub enum Work {
     Sweep { kind: WorkloadKind },
 }
 
+impl Work {
+    /// What it does, in a word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Script => "script",
+            Self::Settle => "settle",
+            Self::Teardown => "teardown",
+            Self::Ensure { .. } => "ensure",
+            Self::Observe { .. } => "observe",
+            Self::Delete { .. } => "delete",
+            Self::Sweep { .. } => "sweep",
+            Self::Act { action, .. } => match action {
+                Action::Start => "start",
+                Action::Stop => "stop",
+                Action::Restart => "restart",
+                Action::Exec { .. } => "exec",
+                Action::Wait => "wait",
+                Action::Logs { .. } => "logs",
+            },
+        }
+    }
+
+    /// The kind of workload that it is about; none for what scripts do.
+    pub fn kind(&self) -> Option<WorkloadKind> {
+        match self {
+            Self::Script | Self::Settle | Self::Teardown => None,
+            Self::Ensure { kind, .. }
+            | Self::Observe { kind, .. }
+            | Self::Delete { kind, .. }
+            | Self::Act { kind, .. }
+            | Self::Sweep { kind } => Some(*kind),
+        }
+    }
+}
+
 /// A named action of a workload.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]

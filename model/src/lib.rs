@@ -23,7 +23,7 @@ pub mod registrar;
 mod task;
 
 pub use address::{gateway_address, node_prefix, resource_address};
-pub use backoff::Backoff;
+pub use backoff::{Backoff, RetryPolicy};
 pub use capacity::{Capacity, Shortfall};
 pub use document::{
     Cosigner, DeleteDocument, DeploymentDocument, Document, MAX_LIFETIME_SECS, OnFailure,

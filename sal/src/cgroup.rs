@@ -3,6 +3,7 @@
 //! ```text
 //!   <hierarchy>/rz<8 digits>/ACCOUNT.DEPLOYMENT.NAME         the container; the runtime makes it
 //!   <tracking>/rz<8 digits>/shims/ACCOUNT.DEPLOYMENT.NAME    its shim, and the runtime while it starts
+//!   <tracking>/rz<8 digits>/runners/…                        whoever starts runners puts them here
 //! ```
 //!
 //! The tracking hierarchy is cgroup2 where it is mounted, as on every host of today, be it beside
@@ -22,6 +23,7 @@ use crate::files;
 /// Processes that are killed are gone within this, unless the kernel hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
 const SHIMS: &str = "shims";
+const RUNNERS: &str = "runners";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Version {
@@ -55,6 +57,12 @@ impl Cgroups {
             )
         })?;
         Ok(Self { roots, version, parent: parent.to_owned() })
+    }
+
+    /// The folder for groups of runners. It is on the hierarchy where a shim joins a group of its
+    /// own before it goes to the background: a shim outlives the group of the runner that started it.
+    pub fn of_runners(&self) -> PathBuf {
+        self.tracking().join(RUNNERS)
     }
 
     /// The group of a container, as the runtime is told.

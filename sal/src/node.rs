@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rhizome_model::{Bytes, KeyId, ResourceId};
 
+use crate::SalError;
 use crate::btrfs::Store;
 use crate::cgroup::Cgroups;
 
@@ -88,6 +89,12 @@ impl Mark {
 }
 
 impl NodeConfig {
+    /// The folder below which the control groups of this node's runners belong, each with a name of
+    /// its own: ending such a group ends a runner with all that it started, but no machine.
+    pub fn runner_groups(&self) -> Result<PathBuf, SalError> {
+        Ok(Cgroups::detect(&Mark::new(self.key).name)?.of_runners())
+    }
+
     pub(crate) fn pool_dir(&self) -> PathBuf {
         match &self.pool {
             Pool::LoopFile { .. } | Pool::Device(_) => self.state.join("pool"),

@@ -87,6 +87,17 @@ impl Client {
         self.post_bytes(path, body).await
     }
 
+    /// Replaces what is at a path.
+    pub async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let body = serde_json::to_vec(body)
+            .map_err(|e| Failure::new(Code::Internal, format!("cannot write the request: {e}")))?;
+        self.json(self.call(Method::PUT, path, body, HeaderMap::new(), Some(TIMEOUT)).await?).await
+    }
+
     /// Sends bytes as they are: an envelope is never written anew.
     pub async fn post_bytes<T: DeserializeOwned>(
         &self,

@@ -21,7 +21,7 @@ pub use machine::{
 };
 pub use volume::{Volume, VolumeSpec, VolumeStatus};
 
-use crate::{Capacity, Code, Failure, Name};
+use crate::{Capacity, Code, Failure, Name, RetryPolicy};
 
 /// The registry. Calls `$callback!` with one `module: Type,` per kind; the module is that of
 /// `rhizome-sal`, the name in scripts and the name of the queue.
@@ -44,6 +44,9 @@ pub trait Kind: Send + Sync + 'static {
 
     /// One sentence for editors and tables.
     const SUMMARY: &'static str;
+
+    /// How often an operation on it is tried whose cause of failure may pass.
+    const RETRY: RetryPolicy = RetryPolicy::USUAL;
 
     /// Rules that the types cannot say. The error names the field.
     fn check(_spec: &Self::Spec) -> Result<(), String> {
@@ -76,6 +79,7 @@ pub struct Reference {
 struct Vtable {
     name: &'static str,
     summary: &'static str,
+    retry: RetryPolicy,
     spec_schema: fn() -> Schema,
     status_schema: fn() -> Schema,
     parse: fn(Value) -> Result<Value, String>,
@@ -88,6 +92,7 @@ const fn vtable<K: Kind>(name: &'static str) -> Vtable {
     Vtable {
         name,
         summary: K::SUMMARY,
+        retry: K::RETRY,
         spec_schema: || schemars::schema_for!(K::Spec),
         status_schema: || schemars::schema_for!(K::Status),
         parse: |value| {
@@ -134,6 +139,11 @@ impl WorkloadKind {
 
     pub fn summary(self) -> &'static str {
         self.vtable().summary
+    }
+
+    /// How its operations are tried again.
+    pub fn retry(self) -> RetryPolicy {
+        self.vtable().retry
     }
 
     /// JSON Schema (2020-12) of the spec.
