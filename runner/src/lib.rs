@@ -9,6 +9,7 @@
 //! A runner owns nothing: whatever it was doing when it died is done again by another, from what
 //! the queue holds. It must not know a Redis key, nor how a workload is made.
 
+mod attempt;
 mod operation;
 mod script;
 mod sealed;
@@ -18,12 +19,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rhizome_engine::{SandboxOptions, Sandboxes};
-use rhizome_model::{Action, Failure, Limits, NodeFacts, Outcome, Work};
-use rhizome_queue::{Lease, Queue, QueueConfig, QueueError, RunnerOptions};
+use rhizome_model::{Code, Failure, Limits, NodeFacts, Outcome};
+use rhizome_queue::{Queue, QueueConfig, RunnerOptions};
 use rhizome_sal::Sal;
 use rhizome_service::Shutdown;
+use tokio_util::sync::CancellationToken;
 
 pub use sealed::Unsealer;
+
+use attempt::Hangs;
 
 /// Jobs under way are waited for this long when a runner stops; then they are given back.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -43,6 +47,8 @@ pub struct RunnerConfig {
     /// What evaluates a script: a program and its arguments.
     pub sandbox: (PathBuf, Vec<String>),
     pub limits: Limits,
+    /// Where outcomes wait that the queue cannot take.
+    pub spool: Option<PathBuf>,
     /// The socket of the node's identity manager, which opens secrets.
     pub identity: Option<PathBuf>,
     /// How this node makes workloads; a runner of scripts alone needs none.
@@ -77,72 +83,38 @@ pub async fn run(config: RunnerConfig, shutdown: Shutdown) -> Result<(), Failure
         name: config.name.clone(),
         queues: config.queues,
         slots: config.slots,
+        spool: config.spool,
         ..Default::default()
     };
     let mut source = queue.runner(options).await?;
     tracing::info!(runner = %config.name, "takes jobs");
 
+    let hangs = CancellationToken::new();
     loop {
         let lease = tokio::select! {
             lease = source.next() => lease,
             () = shutdown.requested() => break,
+            () = hangs.cancelled() => break,
         };
         let Some(lease) = lease else { break };
-        let runner = runner.clone();
-        let stop = shutdown.token.clone();
-        shutdown.tracker.spawn(async move { runner.work(lease, stop).await });
+        let (runner, stop, hangs) = (runner.clone(), shutdown.token.clone(), hangs.clone());
+        shutdown.tracker.spawn(async move {
+            if let Err(Hangs) = runner.attempt(lease, stop).await {
+                hangs.cancel();
+            }
+        });
     }
     source.drain();
     if !shutdown.finish(DRAIN + GIVE_BACK).await {
         tracing::warn!(runner = %config.name, "stops before everything was given back");
     }
+    if hangs.is_cancelled() {
+        // Its job must not be another's while it goes on: whoever started us kills what is left.
+        let message = "an operation goes on though it was told to stop; this process must end";
+        return Err(Failure::new(Code::TimedOut, message));
+    }
     source.close().await;
     Ok(())
-}
-
-impl Runner {
-    /// Does one job and says how it ended. Losing the lease is no error: another has the job.
-    async fn work(&self, lease: Lease, stop: tokio_util::sync::CancellationToken) {
-        let job = lease.job.clone();
-        let started = std::time::Instant::now();
-        let limit = Duration::from_millis(job.timeout_ms);
-        let work = async {
-            match &job.work {
-                Work::Script | Work::Settle | Work::Teardown => self.script_job(&lease).await,
-                Work::Ensure { .. }
-                | Work::Observe { .. }
-                | Work::Delete { .. }
-                | Work::Act { .. }
-                | Work::Sweep { .. } => self.operation(&lease, limit).await,
-            }
-        };
-        let drained = async {
-            stop.cancelled().await;
-            tokio::time::sleep(patience(&job.work)).await;
-        };
-        let result = tokio::select! {
-            result = work => result,
-            () = drained => lease.release().await,
-        };
-        let (attempt, duration_ms) = (lease.attempt, started.elapsed().as_millis());
-        match result {
-            Ok(()) => tracing::debug!(job = %job.id, attempt, duration_ms, "done"),
-            Err(QueueError::Fenced) => {
-                tracing::info!(job = %job.id, attempt, "the lease is lost; another attempt has it");
-            }
-            Err(error) => {
-                tracing::warn!(job = %job.id, attempt, %error, "could not say how it ended")
-            }
-        }
-    }
-}
-
-/// How long a drain waits for it. A log that is followed has no end to wait for.
-fn patience(work: &Work) -> Duration {
-    match work {
-        Work::Act { action: Action::Logs { follow: true, .. }, .. } => Duration::ZERO,
-        _ => DRAIN,
-    }
 }
 
 /// The outcome of a result.

@@ -6,26 +6,21 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rhizome_model::api::OutputChunk;
 use rhizome_model::{
-    Action, Class, Code, Event, Failure, Phase, ResourceId, What, Work, WorkloadKind,
+    Action, Class, Code, Event, Failure, Outcome, Phase, ResourceId, RetryPolicy, What, Work,
+    WorkloadKind,
 };
 use rhizome_queue::{Lease, QueueError, Retried};
 use rhizome_sal::{Chunk, SalError, Workload};
-use rhizome_service::clock;
+use rhizome_service::{clock, random};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
+use crate::attempt::{GRACE, GRACE_OF_DRAIN, Halt, Hangs, Limits};
 use crate::{Runner, outcome};
 
 /// Pieces of output that wait to be written; a program that prints faster is slowed down.
 const OUTPUT_BACKLOG: usize = 64;
-
-/// How an operation ended.
-enum Ended {
-    Done(Value),
-    Failed(Trouble),
-    TimedOut,
-    Cancelled,
-}
 
 /// Why an operation failed, and whether the cause may pass by itself.
 struct Trouble {
@@ -53,40 +48,62 @@ impl From<QueueError> for Trouble {
 }
 
 impl Runner {
-    pub(crate) async fn operation(&self, lease: &Lease, limit: Duration) -> Result<(), QueueError> {
-        if self.is_superseded(lease).await? {
-            return lease.finish(&rhizome_model::Outcome::Cancelled).await;
+    /// One call of the SAL. It is not left while it may still change something.
+    pub(crate) async fn operation(
+        &self,
+        lease: &Lease,
+        limits: &Limits,
+    ) -> Result<Result<(), QueueError>, Hangs> {
+        match self.is_superseded(lease).await {
+            Ok(false) => {}
+            Ok(true) => return Ok(lease.finish(&Outcome::Cancelled).await),
+            Err(error) => return Ok(Err(error)),
         }
-        let cancelled = lease.cancelled();
-        let ended = tokio::select! {
-            result = self.perform(lease) => match result {
-                Ok(value) => Ended::Done(value),
-                Err(error) => Ended::Failed(error),
-            },
-            // Following a log lasts as long as somebody reads; everything else has its time.
-            () = tokio::time::sleep(limit) => Ended::TimedOut,
-            () = cancelled.cancelled() => Ended::Cancelled,
+        let stop = lease.cancelled().child_token();
+        let (halt, result) = {
+            let mut perform = std::pin::pin!(self.perform(lease, &stop));
+            let halt = tokio::select! {
+                result = &mut perform => return Ok(self.conclude(lease, result).await),
+                halt = limits.halt() => halt,
+            };
+            stop.cancel();
+            let left = limits.time.saturating_sub(limits.started.elapsed());
+            let grace = match halt {
+                // Whoever cancels waits for the end; what cannot be broken off has its time.
+                Halt::Cancelled => left + GRACE,
+                Halt::TimedOut => GRACE,
+                Halt::Drained => GRACE_OF_DRAIN,
+            };
+            (halt, tokio::time::timeout(grace, perform).await.map_err(|_| Hangs)?)
         };
-        match ended {
-            Ended::Done(value) => self.succeed(lease, value).await,
-            Ended::Failed(trouble) if trouble.may_pass => {
-                let failure = about(lease, trouble.failure);
-                let delay = rhizome_queue::backoff(lease.attempt);
-                let event = failed_event(lease, &failure, Some(delay));
-                match lease.retry(&failure, delay, &event).await? {
-                    Retried::Later => Ok(()),
-                    Retried::Exhausted => {
-                        self.queue.publish(&failed_event(lease, &failure, None)).await
-                    }
-                }
-            }
-            Ended::Failed(trouble) => self.fail(lease, about(lease, trouble.failure)).await,
-            Ended::TimedOut => {
-                let limit = limit.as_secs();
-                let message = format!("it took longer than {limit} s and was stopped");
-                self.fail(lease, about(lease, Failure::new(Code::TimedOut, message))).await
-            }
-            Ended::Cancelled => lease.finish(&rhizome_model::Outcome::Cancelled).await,
+        Ok(match (halt, result) {
+            (Halt::Cancelled, _) => lease.finish(&Outcome::Cancelled).await,
+            // It came to its end all the same.
+            (Halt::TimedOut | Halt::Drained, Ok(value)) => self.succeed(lease, value).await,
+            (Halt::TimedOut, Err(_)) => self.fail(lease, about(lease, limits.out_of_time())).await,
+            (Halt::Drained, Err(_)) => lease.release().await,
+        })
+    }
+
+    async fn conclude(
+        &self,
+        lease: &Lease,
+        result: Result<Value, Trouble>,
+    ) -> Result<(), QueueError> {
+        let trouble = match result {
+            Ok(value) => return self.succeed(lease, value).await,
+            Err(trouble) => trouble,
+        };
+        let failure = about(lease, trouble.failure);
+        if !trouble.may_pass {
+            return self.fail(lease, failure).await;
+        }
+        let policy = lease.job.work.kind().map_or(RetryPolicy::USUAL, WorkloadKind::retry);
+        let delay = random::jittered(policy.backoff, lease.attempt);
+        let event = failed_event(lease, &failure, Some(delay));
+        match lease.retry(&failure, delay, &event).await? {
+            Retried::Later => Ok(()),
+            Retried::Exhausted => self.queue.publish(&failed_event(lease, &failure, None)).await,
         }
     }
 
@@ -134,7 +151,7 @@ impl Runner {
         lease.finish_with(&outcome(Err(failure)), None, &events).await
     }
 
-    async fn perform(&self, lease: &Lease) -> Result<Value, Trouble> {
+    async fn perform(&self, lease: &Lease, stop: &CancellationToken) -> Result<Value, Trouble> {
         match &lease.job.work {
             Work::Ensure { kind, id, spec } => {
                 let spec = self.unsealer.open(id, spec).await?;
@@ -148,7 +165,7 @@ impl Runner {
                 Ok(Value::Null)
             }
             Work::Sweep { kind } => self.sweep(*kind).await,
-            Work::Act { kind, id, action } => self.act(lease, *kind, id, action).await,
+            Work::Act { kind, id, action } => self.act(lease, *kind, id, action, stop).await,
             Work::Script | Work::Settle | Work::Teardown => {
                 Err(Failure::new(Code::Internal, "a script's job is no operation").into())
             }
@@ -161,10 +178,11 @@ impl Runner {
         kind: WorkloadKind,
         id: &ResourceId,
         action: &Action,
+        stop: &CancellationToken,
     ) -> Result<Value, Trouble> {
         let workload = self.workload(kind)?;
         let (sender, mut receiver) = mpsc::channel(OUTPUT_BACKLOG);
-        let acting = workload.act(id, action, sender, lease.cancelled());
+        let acting = workload.act(id, action, sender, stop.clone());
         let printing = async {
             while let Some(chunk) = receiver.recv().await {
                 let chunk = match chunk {

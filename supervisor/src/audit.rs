@@ -14,13 +14,16 @@ pub struct Audit {
     file: Mutex<File>,
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub struct Entry<'a> {
     /// Names the signed content; absent when there was none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub digest: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deployment: Option<&'a DeploymentId>,
+    /// What it is about where that is no deployment: a job, a pool, an account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub about: Option<&'a str>,
     pub signers: &'a [KeyId],
     pub what: &'static str,
     /// Absent when it was accepted.

@@ -15,10 +15,11 @@ use rhizome_identity::{Verified, mycelium_address, verify};
 use rhizome_model::api::TaskView;
 use rhizome_model::{
     Capacity, Code, DeleteDocument, DeploymentDocument, DeploymentId, Document, Envelope, Event,
-    Failure, Job, JobId, KeyId, NodeId, Phase, Task, What, Work, queue_name,
+    Failure, Job, JobId, NodeId, Phase, Task, TraceId, What, Work, queue_name,
 };
 use rhizome_queue::{Accept, Acceptance};
 use rhizome_service::clock;
+use tracing::Instrument;
 
 use crate::audit::Entry;
 use crate::{Supervisor, view};
@@ -40,19 +41,37 @@ impl Supervisor {
             match verify(bytes, self.accounts.as_ref(), &self.network, clock::now_secs()).await {
                 Ok(verified) => verified,
                 Err(failure) => {
-                    self.note(None, None, &[], "envelope", Some(&failure));
+                    let refused = Some(failure.code);
+                    self.note(&Entry { what: "envelope", refused, ..Entry::default() });
                     return Err(failure);
                 }
             };
+        let trace_id = TraceId::of_payload(&verified.envelope.payload);
         let deployment = verified.document.deployment_id();
-        let (what, result) = match &verified.document {
-            Document::Deployment(document) => {
-                ("deploy", self.deploy(bytes, &verified, document).await)
+        let span = tracing::info_span!("intake", %trace_id, %deployment);
+        let (what, result) = async {
+            match &verified.document {
+                Document::Deployment(document) => {
+                    ("deploy", self.deploy(bytes, &verified, document).await)
+                }
+                Document::Delete(document) => ("delete", self.delete(&verified, document).await),
             }
-            Document::Delete(document) => ("delete", self.delete(&verified, document).await),
-        };
-        let refused = result.as_ref().err();
-        self.note(Some(&verified.digest), Some(&deployment), &verified.signers, what, refused);
+        }
+        .instrument(span.clone())
+        .await;
+        let refused = result.as_ref().err().map(|f| f.code);
+        span.in_scope(|| match refused {
+            None => tracing::info!(what, "an envelope was accepted"),
+            Some(code) => tracing::info!(what, %code, "an envelope was refused"),
+        });
+        self.note(&Entry {
+            digest: Some(&verified.digest),
+            deployment: Some(&deployment),
+            signers: &verified.signers,
+            what,
+            refused,
+            ..Entry::default()
+        });
         self.seen(result?).await
     }
 
@@ -73,19 +92,11 @@ impl Supervisor {
     }
 
     /// Every request that wants something changed is in the audit log and counted.
-    pub fn note(
-        &self,
-        digest: Option<&str>,
-        deployment: Option<&DeploymentId>,
-        signers: &[KeyId],
-        what: &'static str,
-        refused: Option<&Failure>,
-    ) {
-        let refused = refused.map(|f| f.code);
-        let code = refused.map_or_else(|| "accepted".to_owned(), |code| code.to_string());
-        metrics::counter!("rhizome_supervisor_requests_total", "what" => what, "code" => code)
+    pub fn note(&self, entry: &Entry<'_>) {
+        let code = entry.refused.map_or_else(|| "accepted".to_owned(), |code| code.to_string());
+        metrics::counter!("rhizome_supervisor_requests_total", "what" => entry.what, "code" => code)
             .increment(1);
-        self.audit.write(&Entry { digest, deployment, signers, what, refused });
+        self.audit.write(entry);
     }
 
     async fn deploy(
@@ -125,7 +136,9 @@ impl Supervisor {
         task.desired = current.as_ref().map(|t| t.desired.clone()).unwrap_or_default();
         task.reserved = task.demand_during(&plan.resources)?;
         task.updated_at = clock::now_ms();
-        let job = script_job(&task, Work::Script, self.limits.wall_ms + UNDO_MS, SCRIPT_ATTEMPTS);
+        let mut job =
+            script_job(&task, Work::Script, self.limits.wall_ms + UNDO_MS, SCRIPT_ATTEMPTS);
+        job.trace = Some(TraceId::of_payload(&verified.envelope.payload));
         self.accept(verified, document.expires, task, current.as_ref(), job).await
     }
 
@@ -153,7 +166,8 @@ impl Supervisor {
         task.phase = Phase::Deleting;
         task.job = job_id;
         task.updated_at = clock::now_ms();
-        let job = script_job(&task, Work::Teardown, UNDO_MS, TEARDOWN_ATTEMPTS);
+        let mut job = script_job(&task, Work::Teardown, UNDO_MS, TEARDOWN_ATTEMPTS);
+        job.trace = Some(TraceId::of_payload(&verified.envelope.payload));
         self.accept(verified, document.expires, task, Some(&current), job).await
     }
 

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!   envelope ─▶ intake: verify ▶ place ▶ plan in the sandbox ▶ reserve and enqueue, at once
-//!   pools:   starts, watches and restarts the node's runners; a dead one's jobs go back at once
+//!   pools:   as many runners as operators want; a dead one's processes are ended, then its jobs go back
 //!   reconciler: what is desired is ensured again, what nobody knows is removed, for ever
-//!   api:     facts, capacity, tasks, events, queues; logs and exec by way of jobs
+//!   api:     facts, capacity, tasks, events, queues, jobs, pools; logs and exec by way of jobs
 //! ```
 //!
 //! It has no privileges and makes nothing itself: everything that it wants done is a job.
@@ -12,8 +12,12 @@
 mod api;
 mod audit;
 mod caller;
+mod fence;
 mod intake;
+mod keeper;
+mod owner;
 mod pools;
+mod rates;
 mod reconcile;
 mod view;
 
@@ -23,14 +27,17 @@ use std::sync::Arc;
 use rhizome_engine::{SandboxOptions, Sandboxes};
 use rhizome_identity::{Accounts, LedgerClient};
 use rhizome_model::{Failure, KeyId, Limits, NodeFacts};
-use rhizome_queue::{Queue, QueueConfig};
+use rhizome_queue::{MaintainOptions, Queue, QueueConfig};
 use rhizome_service::Shutdown;
 use tokio::net::TcpListener;
 
 pub use pools::Pool;
 
 use audit::Audit;
+use fence::Groups;
+use owner::Owner;
 use pools::Pools;
+use rates::Rates;
 
 /// Evaluating processes that wait, started, for a plan.
 const WARM_SANDBOXES: usize = 1;
@@ -47,6 +54,10 @@ pub struct SupervisorConfig {
     /// The keys whose holders may follow all tasks.
     pub coordinators: Vec<KeyId>,
     pub pools: Vec<Pool>,
+    /// The folder for the control groups of runners; without it only their process groups end.
+    pub groups: Option<PathBuf>,
+    /// Where runners leave outcomes that the queue cannot take.
+    pub spool: PathBuf,
     /// What evaluates a script: a program and its arguments.
     pub sandbox: (PathBuf, Vec<String>),
     pub limits: Limits,
@@ -67,6 +78,8 @@ struct Supervisor {
     limits: Limits,
     audit: Audit,
     pools: Pools,
+    owner: Owner,
+    rates: Rates,
     callers: rhizome_identity::http_signature::Verifier,
     /// Streams end when the supervisor does.
     stop: tokio_util::sync::CancellationToken,
@@ -81,8 +94,11 @@ pub async fn run(
     let queue = Queue::connect(&config.queue).await?;
     let (program, args) = config.sandbox;
     let options = SandboxOptions { program, args, warm: WARM_SANDBOXES, uid_gid: None };
-    let pools = Pools::start(config.pools, queue.clone(), &shutdown);
+    let groups = Groups::open(config.groups);
+    let pools = Pools::start(config.pools, queue.clone(), groups, config.spool, &shutdown);
     let supervisor = Arc::new(Supervisor {
+        owner: Owner::new(config.ledger.clone(), config.facts.farm),
+        rates: Rates::default(),
         facts: config.facts,
         key: config.key,
         network: config.network,
@@ -93,14 +109,19 @@ pub async fn run(
         sandboxes: Sandboxes::new(options),
         limits: config.limits,
         audit: Audit::open(&config.audit)?,
-        pools,
+        pools: pools.clone(),
         callers: rhizome_identity::http_signature::Verifier::new(),
         stop: shutdown.token.clone(),
     });
     let token = shutdown.token.clone();
     shutdown.tracker.spawn({
         let (queue, token) = (queue.clone(), token.clone());
-        async move { queue.maintain(token).await }
+        let options = MaintainOptions { fence: Some(Arc::new(pools)), ..Default::default() };
+        async move { queue.maintain_with(options, token).await }
+    });
+    shutdown.tracker.spawn({
+        let (supervisor, token) = (supervisor.clone(), token.clone());
+        async move { supervisor.watch_queues(token).await }
     });
     shutdown.tracker.spawn(reconcile::run(queue, token.clone()));
 

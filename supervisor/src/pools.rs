@@ -1,192 +1,343 @@
-//! The runners of a node: started, watched, restarted.
+//! The pools of a node: how many runners serve which queues, and whether they take jobs.
 //!
-//! A runner holds the other end of its standard input open: when the supervisor dies, however it
-//! dies, the runner reads the end, finishes what it has and stops. When a runner dies, its jobs go
-//! back to their queues at once.
+//! ```text
+//!   settings in the queue ──▶ wanted runners per pool ──▶ slots, one keeper each ──▶ processes
+//!    (mode, scale; kept)        drained: none               (keeper.rs)
+//! ```
+//!
+//! What an operator sets is kept by the queue, so it holds over restarts, and whoever set it: the
+//! pools follow the queue's word. A slot too many is told to leave; its runner ends what it has.
+//! Pausing is the queue's own: the runners stay and are given nothing.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Stdio;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use rhizome_model::Backoff;
-use rhizome_model::api::{PoolView, RunnerView};
-use rhizome_queue::Queue;
-use rhizome_service::{Shutdown, random};
-use tokio::process::{Child, Command};
+use rhizome_model::api::{PoolChange, PoolMode, PoolView, RunnerView};
+use rhizome_model::{Code, Failure};
+use rhizome_queue::{Fence, PoolSetting, Queue};
+use rhizome_service::Shutdown;
 use tokio_util::sync::CancellationToken;
 
-/// Between restarts of a runner that keeps dying.
-const RESTART: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(30));
-/// A runner that lived this long starts again without a pause.
-const HEALTHY: Duration = Duration::from_secs(60);
-/// A runner finishes what it has in this time; then it is killed and its jobs go back.
-const STOP: Duration = Duration::from_secs(30);
+use crate::fence::Groups;
+
+/// Every runner is a process with connections and memory of its own.
+const MOST_RUNNERS: usize = 64;
+/// Between looks at the settings while redis-server is away.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Runners that serve the same queues.
 #[derive(Debug, Clone)]
 pub struct Pool {
     pub queues: Vec<String>,
+    /// As long as nobody has set another number.
     pub runners: usize,
-    /// The program and its arguments; `--name NAME` is added, unique per start.
+    /// The program and its arguments; `--name NAME --spool DIR` is added, the name unique per start.
     pub command: (PathBuf, Vec<String>),
 }
 
-/// What runs now.
-#[derive(Clone, Default)]
-pub struct Pools {
-    slots: Arc<Mutex<BTreeMap<(usize, usize), Slot>>>,
-    pools: Arc<Vec<Pool>>,
+/// All pools, with what runs now.
+#[derive(Clone)]
+pub struct Pools(Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub pools: Vec<Pool>,
+    pub queue: Queue,
+    pub groups: Groups,
+    /// Where runners leave outcomes that they cannot deliver.
+    pub spool: PathBuf,
+    pub shutdown: Shutdown,
+    state: Mutex<State>,
 }
 
-#[derive(Clone, Default)]
-struct Slot {
-    running: Option<(String, u32)>,
-    restarts: u32,
-    problem: Option<String>,
+#[derive(Default)]
+struct State {
+    settings: Vec<Setting>,
+    slots: BTreeMap<u64, Slot>,
+    next: u64,
+}
+
+/// What a pool is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Setting {
+    mode: PoolMode,
+    scale: usize,
+}
+
+/// One runner, started again whenever it dies.
+pub(crate) struct Slot {
+    pool: usize,
+    leave: CancellationToken,
+    pub running: Option<(String, u32)>,
+    pub restarts: u32,
+    pub problem: Option<String>,
 }
 
 impl Pools {
-    pub fn start(pools: Vec<Pool>, queue: Queue, shutdown: &Shutdown) -> Self {
-        let this = Self { slots: Arc::default(), pools: Arc::new(pools) };
-        for (p, pool) in this.pools.iter().enumerate() {
-            for r in 0..pool.runners {
-                let watch =
-                    this.clone().keep(p, r, pool.clone(), queue.clone(), shutdown.token.clone());
-                shutdown.tracker.spawn(watch);
-            }
+    /// Starts what the settings ask for, and follows them until told to stop. What a supervisor
+    /// before us has left behind is brought to its end beside it.
+    pub fn start(
+        pools: Vec<Pool>,
+        queue: Queue,
+        groups: Groups,
+        spool: PathBuf,
+        shutdown: &Shutdown,
+    ) -> Self {
+        let settings = pools.iter().map(|p| Setting::of(p, &BTreeMap::new())).collect();
+        let state = Mutex::new(State { settings, ..State::default() });
+        let shutdown = shutdown.clone();
+        let this = Self(Arc::new(Shared { pools, queue, groups, spool, shutdown, state }));
+        let tracker = &this.0.shutdown.tracker;
+        // Before any of ours has a group.
+        for runner in this.0.groups.left_behind(&this.0.spool) {
+            tracker.spawn(crate::keeper::bury_left_behind(this.0.clone(), runner));
         }
+        tracker.spawn(this.clone().steer());
         this
     }
 
     pub fn view(&self) -> Vec<PoolView> {
-        let slots = self.locked();
-        let runners = |p: usize| {
-            let of_pool = slots.iter().filter(move |((pool, _), _)| *pool == p);
-            of_pool.filter_map(|(_, slot)| {
-                let (name, pid) = slot.running.clone()?;
-                Some(RunnerView { name, pid, restarts: slot.restarts })
-            })
-        };
-        let view = |(p, pool): (usize, &Pool)| PoolView {
-            queues: pool.queues.clone(),
-            runners: runners(p).collect(),
-        };
-        self.pools.iter().enumerate().map(view).collect()
+        let state = self.0.locked();
+        (0..self.0.pools.len()).map(|pool| self.0.view(&state, pool)).collect()
     }
 
-    /// Healthy while every runner runs or has only just died.
+    /// Healthy while every runner that should be there runs or has only just died.
     pub fn health(&self) -> Result<(), String> {
-        let problems: Vec<_> = self.locked().values().filter_map(|s| s.problem.clone()).collect();
+        let state = self.0.locked();
+        let kept = state.slots.values().filter(|s| !s.leave.is_cancelled());
+        let problems: Vec<_> = kept.filter_map(|s| s.problem.clone()).collect();
         if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
     }
 
-    /// Keeps one runner running.
-    async fn keep(
-        self,
-        pool_no: usize,
-        no: usize,
-        pool: Pool,
-        queue: Queue,
-        stop: CancellationToken,
-    ) {
-        let key = (pool_no, no);
-        let mut deaths = 0;
-        while !stop.is_cancelled() {
-            let name = unique_name(&pool.queues);
-            let started = Instant::now();
-            match spawn(&pool, &name) {
-                Ok(mut child) => {
-                    let pid = child.id().unwrap_or_default();
-                    self.update(key, |s| s.running = Some((name.clone(), pid)));
-                    watch(&mut child, &name, &stop).await;
-                    self.update(key, |s| s.running = None);
-                    give_back(&queue, &name).await;
+    /// Changes the pool that serves a queue. When this answers it is kept and under way.
+    pub async fn change(&self, queue: &str, change: PoolChange) -> Result<PoolView, Failure> {
+        let pools = &self.0.pools;
+        let found = pools.iter().position(|p| p.queues.iter().any(|q| q == queue));
+        let pool = found.ok_or_else(|| {
+            let all: Vec<_> = pools.iter().flat_map(|p| p.queues.iter().cloned()).collect();
+            let message = format!("no pool serves '{queue}'; there are {}", all.join(", "));
+            Failure::new(Code::NotFound, message)
+        })?;
+        if change.scale.is_some_and(|n| n > MOST_RUNNERS) {
+            let message = format!("a pool has at most {MOST_RUNNERS} runners");
+            return Err(Failure::new(Code::BadRequest, message));
+        }
+        self.look().await?;
+        let now = self.0.locked().settings[pool];
+        let change = now.complete(change);
+        // A pool is changed as a whole: all its queues are served by the same runners.
+        for queue in &pools[pool].queues {
+            if let Some(scale) = change.scale {
+                self.0.queue.set_scale(queue, scale).await?;
+            }
+            if let Some(mode) = change.mode {
+                self.0.queue.set_mode(queue, mode).await?;
+            }
+        }
+        self.look().await?;
+        Ok(self.0.view(&self.0.locked(), pool))
+    }
+
+    async fn steer(self) {
+        let stop = self.0.shutdown.token.clone();
+        let follow = async {
+            loop {
+                match self.look().await {
+                    Ok(()) => self.0.queue.pools_changed().await,
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot read the settings of the pools");
+                        tokio::time::sleep(AGAIN).await;
+                    }
                 }
-                Err(error) => {
-                    let program = pool.command.0.display();
-                    tracing::error!(runner = %name, %error, "cannot start {program}");
-                }
             }
-            if stop.is_cancelled() {
-                break;
-            }
-            deaths = if started.elapsed() > HEALTHY { 1 } else { deaths + 1 };
-            let pause = random::jittered(RESTART, deaths);
-            self.update(key, |s| {
-                s.restarts += 1;
-                s.problem = (deaths > 5).then(|| {
-                    format!(
-                        "the runner of {} dies again and again; see its log",
-                        pool.queues.join(",")
-                    )
-                });
-            });
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = stop.cancelled() => {}
-            }
+        };
+        stop.run_until_cancelled(follow).await;
+    }
+
+    /// Reads the settings and brings the slots in line with them.
+    async fn look(&self) -> Result<(), Failure> {
+        let settings = self.0.queue.pools().await?;
+        let of = |pool| Setting::of(pool, &settings);
+        let settings: Vec<_> = self.0.pools.iter().map(of).collect();
+        let new = self.0.locked().bring_in_line(settings, &self.0.shutdown.token);
+        for (slot, pool, leave) in new {
+            let keeper = crate::keeper::keep(self.0.clone(), slot, pool, leave);
+            self.0.shutdown.tracker.spawn(keeper);
+        }
+        Ok(())
+    }
+}
+
+impl Fence for Pools {
+    /// A runner that fell silent, be it one of ours that hangs: nothing of it runs when this
+    /// answers, and what it could still say of its jobs has been said.
+    fn fence<'a>(&'a self, runner: &'a str) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(self.0.end(runner))
+    }
+}
+
+impl Shared {
+    /// Ends all processes of a runner, then delivers what it left for delivery.
+    pub async fn end(&self, runner: &str) {
+        let ours = |s: &Slot| s.running.as_ref().filter(|(n, _)| n == runner).map(|(_, pid)| *pid);
+        let pid = self.locked().slots.values().find_map(ours);
+        self.groups.end(runner, pid).await;
+        match self.queue.deliver_spool(&self.spool, runner).await {
+            Ok(0) => {}
+            Ok(outcomes) => tracing::info!(runner, outcomes, "delivered for a dead runner"),
+            Err(error) => tracing::warn!(runner, %error, "cannot deliver for a dead runner"),
         }
     }
 
-    fn update(&self, key: (usize, usize), change: impl FnOnce(&mut Slot)) {
-        change(self.locked().entry(key).or_default());
+    pub fn update(&self, slot: u64, change: impl FnOnce(&mut Slot)) {
+        if let Some(slot) = self.locked().slots.get_mut(&slot) {
+            change(slot);
+        }
     }
 
-    fn locked(&self) -> std::sync::MutexGuard<'_, BTreeMap<(usize, usize), Slot>> {
-        self.slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    pub fn remove(&self, slot: u64) {
+        self.locked().slots.remove(&slot);
+    }
+
+    fn view(&self, state: &State, pool: usize) -> PoolView {
+        let setting = state.settings[pool];
+        let runners = state.slots.values().filter(|s| s.pool == pool).filter_map(|slot| {
+            let (name, pid) = slot.running.clone()?;
+            Some(RunnerView { name, pid, restarts: slot.restarts })
+        });
+        PoolView {
+            queues: self.pools[pool].queues.clone(),
+            mode: setting.mode,
+            scale: setting.scale,
+            runners: runners.collect(),
+        }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn spawn(pool: &Pool, name: &str) -> std::io::Result<Child> {
-    let (program, args) = &pool.command;
-    Command::new(program)
-        .args(args)
-        .args(["--name", name])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        // Its own group: a Ctrl-C in the terminal is for us, and we tell it.
-        .process_group(0)
-        .spawn()
-}
-
-/// Waits until the runner ends. When we stop, it is told by the end of its standard input.
-async fn watch(child: &mut Child, name: &str, stop: &CancellationToken) {
-    // Waiting would close it, and that is the sign to stop.
-    let lifeline = child.stdin.take();
-    let status = tokio::select! {
-        status = child.wait() => status,
-        () = stop.cancelled() => {
-            drop(lifeline);
-            match tokio::time::timeout(STOP, child.wait()).await {
-                Ok(status) => status,
-                Err(_) => {
-                    tracing::warn!(runner = %name, "does not stop; killed");
-                    let _ = child.start_kill();
-                    child.wait().await
-                }
+impl State {
+    /// Tells slots too many to leave, the youngest first; answers those that are to be kept from
+    /// now on.
+    fn bring_in_line(
+        &mut self,
+        settings: Vec<Setting>,
+        stop: &CancellationToken,
+    ) -> Vec<(u64, usize, CancellationToken)> {
+        let mut new = Vec::new();
+        for (pool, setting) in settings.iter().enumerate() {
+            let stays = |s: &Slot| s.pool == pool && !s.leave.is_cancelled();
+            let staying: Vec<_> =
+                self.slots.iter().filter(|(_, s)| stays(s)).map(|(n, _)| *n).collect();
+            for slot in staying.iter().skip(setting.runners()) {
+                self.slots[slot].leave.cancel();
+            }
+            for _ in staying.len()..setting.runners() {
+                let leave = stop.child_token();
+                let slot =
+                    Slot { pool, leave: leave.clone(), running: None, restarts: 0, problem: None };
+                self.slots.insert(self.next, slot);
+                new.push((self.next, pool, leave));
+                self.next += 1;
             }
         }
-    };
-    match status {
-        Ok(status) if status.success() => tracing::info!(runner = %name, "stopped"),
-        Ok(status) => tracing::warn!(runner = %name, %status, "died"),
-        Err(error) => tracing::warn!(runner = %name, %error, "cannot be waited for"),
+        self.settings = settings;
+        new
     }
 }
 
-async fn give_back(queue: &Queue, name: &str) {
-    match queue.release_runner(name).await {
-        Ok(0) => {}
-        Ok(jobs) => tracing::info!(runner = %name, jobs, "gave back the jobs of a dead runner"),
-        Err(error) => {
-            tracing::warn!(runner = %name, %error, "its jobs go back when its heartbeat is missed");
+impl Setting {
+    /// What is set for any of a pool's queues counts for the pool.
+    fn of(pool: &Pool, settings: &BTreeMap<String, PoolSetting>) -> Self {
+        let set = || pool.queues.iter().filter_map(|q| settings.get(q));
+        let mode = set().map(|s| s.mode).find(|m| *m != PoolMode::Running).unwrap_or_default();
+        let scale = set().filter_map(|s| s.scale).max().unwrap_or(pool.runners);
+        Self { mode, scale: scale.min(MOST_RUNNERS) }
+    }
+
+    fn runners(self) -> usize {
+        match self.mode {
+            PoolMode::Running | PoolMode::Paused => self.scale,
+            PoolMode::Drained => 0,
+        }
+    }
+
+    /// No runners is a drain, which remembers how many there were; any other number ends a drain.
+    fn complete(self, change: PoolChange) -> PoolChange {
+        match (change.mode, change.scale) {
+            (_, Some(0)) => PoolChange { mode: Some(PoolMode::Drained), scale: None },
+            (None, Some(_)) if self.mode == PoolMode::Drained => {
+                PoolChange { mode: Some(PoolMode::Running), ..change }
+            }
+            _ => change,
         }
     }
 }
 
-fn unique_name(queues: &[String]) -> String {
-    let pool = queues.first().map_or("idle", String::as_str);
-    format!("{pool}-{}-{}", std::process::id(), uuid::Uuid::new_v4().simple())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn setting(mode: PoolMode, scale: usize) -> Setting {
+        Setting { mode, scale }
+    }
+
+    #[test]
+    fn slots_follow_the_settings_and_the_youngest_leave_first() {
+        let stop = CancellationToken::new();
+        let mut state = State::default();
+        let numbers = |new: Vec<(u64, usize, CancellationToken)>| {
+            new.into_iter().map(|(n, pool, _)| (n, pool)).collect::<Vec<_>>()
+        };
+        let of = |first, second| {
+            vec![setting(PoolMode::Running, first), setting(PoolMode::Running, second)]
+        };
+        assert_eq!(numbers(state.bring_in_line(of(1, 2), &stop)), [(0, 0), (1, 1), (2, 1)]);
+        assert_eq!(numbers(state.bring_in_line(of(3, 1), &stop)), [(3, 0), (4, 0)]);
+        let leaving = |state: &State| {
+            let leaves = |(n, s): (&u64, &Slot)| s.leave.is_cancelled().then_some(*n);
+            state.slots.iter().filter_map(leaves).collect::<Vec<_>>()
+        };
+        assert_eq!(leaving(&state), [2]);
+        // One that leaves does not count, though it is still there.
+        assert_eq!(numbers(state.bring_in_line(of(3, 2), &stop)), [(5, 1)]);
+        let drained = vec![setting(PoolMode::Drained, 3), setting(PoolMode::Paused, 2)];
+        assert_eq!(numbers(state.bring_in_line(drained, &stop)), []);
+        assert_eq!(leaving(&state), [0, 2, 3, 4]);
+        stop.cancel();
+        assert_eq!(leaving(&state).len(), 6, "all leave when we stop");
+    }
+
+    #[test]
+    fn no_runners_is_a_drain_and_a_number_ends_it() {
+        let scale = |n| PoolChange { mode: None, scale: Some(n) };
+        let mode = |m| PoolChange { mode: Some(m), scale: None };
+        let running = setting(PoolMode::Running, 2);
+        assert_eq!(running.complete(scale(0)), mode(PoolMode::Drained));
+        assert_eq!(running.complete(scale(3)), scale(3));
+        let drained = setting(PoolMode::Drained, 2);
+        let both = PoolChange { mode: Some(PoolMode::Running), scale: Some(3) };
+        assert_eq!(drained.complete(scale(3)), both);
+        let paused = setting(PoolMode::Paused, 2);
+        assert_eq!(paused.complete(scale(3)), scale(3), "it stays paused");
+        assert_eq!(paused.complete(mode(PoolMode::Running)), mode(PoolMode::Running));
+    }
+
+    #[test]
+    fn what_is_set_for_one_queue_counts_for_its_pool() {
+        let queues = vec!["volume-actions".to_owned(), "machine-actions".to_owned()];
+        let pool = Pool { queues, runners: 1, command: (PathBuf::new(), Vec::new()) };
+        assert_eq!(Setting::of(&pool, &BTreeMap::new()), setting(PoolMode::Running, 1));
+        let set = PoolSetting { mode: PoolMode::Paused, scale: Some(4) };
+        let settings = BTreeMap::from([("machine-actions".to_owned(), set)]);
+        assert_eq!(Setting::of(&pool, &settings), setting(PoolMode::Paused, 4));
+        let many = PoolSetting { mode: PoolMode::Running, scale: Some(usize::MAX) };
+        let settings = BTreeMap::from([("machine-actions".to_owned(), many)]);
+        assert_eq!(Setting::of(&pool, &settings).scale, MOST_RUNNERS);
+    }
 }

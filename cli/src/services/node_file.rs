@@ -84,6 +84,11 @@ impl NodeFile {
         }
     }
 
+    /// Where runners keep outcomes while Redis is away.
+    pub fn spool(state: &Path) -> PathBuf {
+        state.join("spool")
+    }
+
     /// The socket of the node's identity manager.
     pub fn identity_socket(state: &Path) -> PathBuf {
         state.join("identity.sock")

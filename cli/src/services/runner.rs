@@ -1,5 +1,6 @@
 //! `rhizome runner`: one runner of a node.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use rhizome_model::SCRIPT_QUEUE;
@@ -24,6 +25,9 @@ pub struct Args {
     /// Unique per start [default: made up].
     #[arg(long)]
     name: Option<String>,
+    /// Where outcomes wait that Redis cannot take [default: a folder of the node's state].
+    #[arg(long, value_name = "DIR")]
+    spool: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
@@ -50,6 +54,7 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
         facts: node.facts.clone(),
         sandbox: (program, vec!["sandbox".into()]),
         limits: node.limits,
+        spool: Some(args.spool.unwrap_or_else(|| NodeFile::spool(&state))),
         identity: Some(NodeFile::identity_socket(&state)),
         sal,
     };

@@ -35,7 +35,13 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     let program = program()?;
     let listener = rhizome_service::http::bind(node.listen).await?;
     let ledger = LedgerClient::new(&node.ledger, None)?;
+    let groups = node.sal(&state, program.clone()).runner_groups();
+    let groups = groups.inspect_err(|error| {
+        tracing::warn!(%error, "without control groups only the process group of a dead runner ends");
+    });
     let config = SupervisorConfig {
+        groups: groups.ok(),
+        spool: NodeFile::spool(&state),
         key: node.key,
         network: node.network.clone(),
         queue: node.queue(),

@@ -21,6 +21,7 @@ use rhizome_model::{
 use rhizome_queue::{Lease, QueueError, Retried};
 use rhizome_service::{clock, random};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::Runner;
 use evaluation::Evaluating;
@@ -45,7 +46,12 @@ impl From<QueueError> for Halt {
 }
 
 impl Runner {
-    pub(crate) async fn script_job(&self, lease: &Lease) -> Result<(), QueueError> {
+    /// `stop` ends an evaluation; what makes the node match its task again is not broken off.
+    pub(crate) async fn script_job(
+        &self,
+        lease: &Lease,
+        stop: &CancellationToken,
+    ) -> Result<(), QueueError> {
         let task = match &lease.job.deployment {
             Some(deployment) => self.queue.task(deployment).await?,
             None => None,
@@ -67,7 +73,7 @@ impl Runner {
             Work::Settle => self.settle(lease, &task).await,
             Work::Teardown => self.teardown(lease, task).await,
             _ if task.failure.is_some() => self.go_back(lease, task).await,
-            _ => self.evaluate(lease, task).await,
+            _ => self.evaluate(lease, task, stop).await,
         };
         match result {
             Ok(()) => Ok(()),
@@ -76,7 +82,12 @@ impl Runner {
         }
     }
 
-    async fn evaluate(&self, lease: &Lease, task: Task) -> Result<(), Halt> {
+    async fn evaluate(
+        &self,
+        lease: &Lease,
+        task: Task,
+        stop: &CancellationToken,
+    ) -> Result<(), Halt> {
         let document = match read_document(&task) {
             Ok(document) => document,
             Err(failure) => return self.failed(lease, task, OnFailure::Rollback, failure).await,
@@ -104,7 +115,7 @@ impl Runner {
         };
         let operations = Operations::new(self.queue.clone(), lease);
         let host = Evaluating::new(lease, task, document, self.facts.clone(), operations);
-        let result = sandboxes.evaluate(&script, &host, lease.cancelled()).await;
+        let result = sandboxes.evaluate(&script, &host, stop.clone()).await;
         let stop = match result {
             Ok(evaluation) => {
                 let mut task = host.into_task();

@@ -4,13 +4,11 @@
 use futures_util::future::try_join_all;
 use rhizome_model::{
     Action, Code, DeploymentId, DesiredResource, Failure, Job, JobId, JobState, Outcome, Priority,
-    Version, Work, queue_name,
+    TraceId, Version, Work, queue_name,
 };
 use rhizome_queue::{Lease, Queue, QueueError};
 use serde_json::Value;
 
-/// Attempts of an operation that fails for a cause that may pass, or that loses its runner.
-const ATTEMPTS: u32 = 8;
 /// The longest that one operation may take: the import of a large image on a slow disk.
 const TIMEOUT_MS: u64 = 5 * 60 * 1000;
 
@@ -33,6 +31,7 @@ pub(super) struct Operations {
     deployment: DeploymentId,
     version: Version,
     priority: Priority,
+    trace: Option<TraceId>,
     /// Tells repeated rounds of the same undoing apart: a failed one must not be found again.
     round: String,
 }
@@ -44,7 +43,8 @@ impl Operations {
         let deployment = job.deployment.clone().expect("a script job names its deployment");
         let version = job.version.expect("a script job names its version");
         let round = format!("{} {}", job.id, lease.attempt);
-        Self { queue, parent: job.id, deployment, version, priority: job.priority, round }
+        let (parent, priority, trace) = (job.id, job.priority, job.trace);
+        Self { queue, parent, deployment, version, priority, trace, round }
     }
 
     /// Makes a declared resource; the same on every attempt.
@@ -193,9 +193,10 @@ impl Operations {
             version: Some(self.version),
             resource: Some(resource.name.clone()),
             priority: self.priority,
-            max_attempts: ATTEMPTS,
+            max_attempts: resource.kind.retry().attempts,
             timeout_ms: TIMEOUT_MS,
             parent: Some(self.parent),
+            trace: self.trace,
             ..Job::new(id, queue_name(&work), self.deployment.account, work)
         }
     }

@@ -1,26 +1,36 @@
 //! The node's HTTP face.
+//!
+//! What is about this node's jobs and runners is served twice: as `/v1/…`, and as
+//! `/v1/nodes/{node}/…` with the node's own id. A coordinator passes calls of the second form on as
+//! they were signed: so the node checks who asks itself, and what was signed for one node counts on
+//! no other.
+
+mod jobs;
+mod operate;
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt};
-use rhizome_model::api::{ExecRequest, NodeStatus, OutputChunk, QueueView, TaskView};
+use rhizome_model::api::{ExecRequest, NodeStatus, OutputChunk, TaskView};
 use rhizome_model::{
-    AccountId, Action, Code, DeploymentId, Failure, Job, JobId, Name, Priority, ResourceId, Task,
-    Work, WorkloadKind, queue_name,
+    AccountId, Action, Code, DeploymentId, Failure, Job, JobId, Name, NodeId, Priority, ResourceId,
+    Task, Work, WorkloadKind, queue_name,
 };
-use rhizome_queue::{QueueError, QueueStats};
+use rhizome_queue::QueueError;
 use rhizome_service::{ApiError, ApiResult};
 use serde::Deserialize;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::audit::Entry;
 use crate::caller::{Caller, Signed};
 use crate::{Supervisor, view};
 
@@ -39,15 +49,58 @@ pub fn routes(supervisor: Arc<Supervisor>) -> (axum::Router, utoipa::openapi::Op
     let (router, mut api) = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(submit))
         .routes(routes!(node))
-        .routes(routes!(queues))
         .routes(routes!(tasks))
         .routes(routes!(task))
         .routes(routes!(events))
         .routes(routes!(logs))
         .routes(routes!(exec))
+        .routes(routes!(jobs::show))
+        .routes(routes!(jobs::cancel))
+        .routes(routes!(jobs::again))
+        .routes(routes!(jobs::dead))
+        .routes(routes!(operate::queues))
+        .routes(routes!(operate::runners))
+        .routes(routes!(operate::change_runners))
+        .routes(routes!(operate::limits))
+        .routes(routes!(operate::set_limits))
         .split_for_parts();
     api.info.version = env!("CARGO_PKG_VERSION").into();
+    let router = router.merge(through_a_coordinator(&supervisor));
     (router.with_state(supervisor), api)
+}
+
+/// The same, as a coordinator passes them on.
+fn through_a_coordinator(supervisor: &Arc<Supervisor>) -> axum::Router<Arc<Supervisor>> {
+    use axum::routing::{get, post, put};
+    axum::Router::new()
+        .route("/v1/nodes/{node}/jobs/{id}", get(jobs::show))
+        .route("/v1/nodes/{node}/jobs/{id}/cancel", post(jobs::cancel))
+        .route("/v1/nodes/{node}/jobs/{id}/again", post(jobs::again))
+        .route("/v1/nodes/{node}/queues", get(operate::queues))
+        .route("/v1/nodes/{node}/queues/{queue}/dead", get(jobs::dead))
+        .route("/v1/nodes/{node}/runners", get(operate::runners))
+        .route("/v1/nodes/{node}/runners/{queue}", post(operate::change_runners))
+        .route("/v1/nodes/{node}/limits", get(operate::limits))
+        .route("/v1/nodes/{node}/limits/{account}", put(operate::set_limits))
+        .route_layer(from_fn_with_state(supervisor.clone(), only_ours))
+}
+
+#[derive(Deserialize)]
+struct AtNode {
+    node: NodeId,
+}
+
+async fn only_ours(
+    State(supervisor): State<Arc<Supervisor>>,
+    Path(AtNode { node }): Path<AtNode>,
+    request: Request,
+    next: Next,
+) -> ApiResult<Response> {
+    let own = supervisor.facts.id;
+    if node != own {
+        return Err(ApiError::new(Code::WrongNode, format!("this is node {own}, not {node}")));
+    }
+    Ok(next.run(request).await)
 }
 
 /// Takes a signed envelope. It authenticates itself; the same one again is answered with its task.
@@ -66,27 +119,6 @@ async fn node(State(supervisor): State<Arc<Supervisor>>, _: Signed) -> ApiResult
         usage: supervisor.usage().await?,
         pools: supervisor.pools.view(),
     }))
-}
-
-/// Depth, age and outcomes of each queue.
-#[utoipa::path(get, path = "/v1/queues", responses((status = 200, body = [QueueView])))]
-async fn queues(
-    State(supervisor): State<Arc<Supervisor>>,
-    _: Signed,
-) -> ApiResult<Json<Vec<QueueView>>> {
-    let node = supervisor.facts.id;
-    let view = |s: QueueStats| QueueView {
-        node,
-        queue: s.queue,
-        ready: s.ready,
-        running: s.running,
-        delayed: s.delayed,
-        dead: s.dead,
-        oldest_ms: s.oldest_ms,
-        ended: s.ended,
-    };
-    let stats = supervisor.queue.stats().await.map_err(Failure::from)?;
-    Ok(Json(stats.into_iter().map(view).collect()))
 }
 
 /// The caller's tasks; a coordinator's are all.
@@ -183,8 +215,13 @@ async fn exec(
     let deployment = id.deployment_id();
     let action = Action::Exec { command: request.command };
     let result = supervisor.act(signed.caller, id, action).await;
-    let refused = result.as_ref().err().map(|e| &e.0);
-    supervisor.note(None, Some(&deployment), &[signed.key], "exec", refused);
+    supervisor.note(&Entry {
+        deployment: Some(&deployment),
+        signers: &[signed.key],
+        what: "exec",
+        refused: result.as_ref().err().map(|e| e.0.code),
+        ..Entry::default()
+    });
     result
 }
 
@@ -241,6 +278,7 @@ fn action_job(task: &Task, kind: WorkloadKind, id: ResourceId, action: Action) -
         // A command is never run twice by itself.
         max_attempts: 1,
         timeout_ms: ACTION_MS,
+        trace: view::trace(task),
         ..Job::new(id, queue_name(&work), task.deployment.account, work)
     }
 }

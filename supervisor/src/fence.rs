@@ -1,0 +1,232 @@
+//! The fence around a runner: when it is dead or lost, nothing that it started runs any more.
+//!
+//! ```text
+//!   <groups>/RUNNER    the runner, its sandboxes, the tools that it waits for
+//! ```
+//!
+//! Each runner begins in a control group of its own, which whatever it starts inherits. Ending the
+//! group means: kill until it is empty, then remove it. Only then may the runner's jobs be given to
+//! others. A machine's shim leaves the group before it goes to the background, so machines live on.
+//!
+//! Where no group can be made, the runner's process group is killed instead. That misses what made
+//! a process group of its own: sandboxes, which die with their parent anyway.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use tokio::process::Command;
+
+/// A process that is killed is gone at once, unless the kernel holds it; then we say so this often.
+const COMPLAIN: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_micros(200);
+const LATE: Duration = Duration::from_millis(20);
+
+/// The groups of all runners of a node.
+#[derive(Debug)]
+pub struct Groups {
+    folder: Option<PathBuf>,
+}
+
+impl Groups {
+    /// Makes the folder of the groups, or goes without.
+    pub fn open(folder: Option<PathBuf>) -> Self {
+        let made = folder.map(|f| fs::create_dir_all(&f).map(|()| f)).transpose();
+        let folder = made.unwrap_or_else(|error| {
+            tracing::warn!(%error, "runners get no control groups: a process group is killed instead");
+            None
+        });
+        Self { folder }
+    }
+
+    /// Has the command begin in the group of a runner.
+    pub fn enclose(&self, command: &mut Command, runner: &str) -> io::Result<()> {
+        let Some(group) = self.group(runner) else { return Ok(()) };
+        fs::create_dir_all(&group)?;
+        let join = File::options().write(true).open(group.join("cgroup.procs"))?;
+        // SAFETY: one system call on a file that is open already; 0 is the process that writes.
+        unsafe { command.pre_exec(move || (&join).write_all(b"0")) };
+        Ok(())
+    }
+
+    /// The runners that left a group or a spool. Before we start any, they are those of a
+    /// supervisor before us. Without groups nobody can say whether they are dead.
+    pub fn left_behind(&self, spool: &Path) -> BTreeSet<String> {
+        let Some(folder) = &self.folder else { return BTreeSet::new() };
+        let left = children(folder).into_iter().chain(children(spool));
+        left.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect()
+    }
+
+    pub fn is_empty(&self, runner: &str) -> bool {
+        self.group(runner).is_none_or(|group| members(&group).is_empty())
+    }
+
+    /// Kills what is left of a runner and returns when it is gone, however long that takes: until
+    /// then its jobs must not be another's. `pid` is the runner's own, if it is a child of ours.
+    pub async fn end(&self, runner: &str, pid: Option<u32>) {
+        let Some(group) = self.group(runner) else {
+            if let Some(pid) = pid.and_then(|p| i32::try_from(p).ok()).filter(|p| *p > 1) {
+                // Gone already when it was the last of its group.
+                let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            return;
+        };
+        let (mut pause, mut complained) = (LOOK, Instant::now());
+        while group.exists() {
+            let processes = members(&group);
+            if processes.is_empty() {
+                remove(&group);
+            } else {
+                kill_all(&group, &processes);
+            }
+            if !group.exists() {
+                break;
+            }
+            if complained.elapsed() > COMPLAIN {
+                complained = Instant::now();
+                tracing::error!(
+                    runner,
+                    ?processes,
+                    "what is left of a runner does not end though it is killed"
+                );
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LATE);
+        }
+    }
+
+    fn group(&self, runner: &str) -> Option<PathBuf> {
+        // A name is ours; one that leads elsewhere is none.
+        let plain = !runner.is_empty() && !runner.contains('/') && !runner.starts_with('.');
+        self.folder.as_ref().filter(|_| plain).map(|folder| folder.join(runner))
+    }
+}
+
+fn kill_all(group: &Path, processes: &[i32]) {
+    // One write ends the whole tree, also what forks meanwhile (cgroup2, Linux 5.14).
+    if fs::write(group.join("cgroup.kill"), "1").is_ok() {
+        return;
+    }
+    for pid in processes.iter().filter(|p| **p > 1) {
+        // It may be gone already.
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+    }
+}
+
+/// The processes in a group and below it.
+fn members(group: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let mut pids: Vec<_> = text.lines().filter_map(|l| l.parse().ok()).collect();
+    pids.extend(children(group).iter().flat_map(|child| members(child)));
+    pids
+}
+
+fn remove(group: &Path) {
+    children(group).iter().for_each(|child| remove(child));
+    // Busy while a last process leaves; the caller tries again.
+    let _ = fs::remove_dir(group);
+}
+
+fn children(group: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(group).into_iter().flatten().flatten();
+    entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use super::*;
+
+    /// Where this machine has control groups that we may make.
+    fn groups() -> Option<Groups> {
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        let of = |kind: &str| {
+            let mut lines = mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>());
+            lines.find(|words| words[2] == kind).map(|words| PathBuf::from(words[1]))
+        };
+        let root = of("cgroup2").or_else(|| of("cgroup"))?;
+        let folder = root.join(format!("rz-test-{}", uuid::Uuid::new_v4().simple()));
+        fs::create_dir_all(&folder).ok()?;
+        Some(Groups::open(Some(folder)))
+    }
+
+    fn alive(pid: u32) -> bool {
+        // A child that is dead and not yet waited for has no command line.
+        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
+    }
+
+    #[tokio::test]
+    async fn whatever_a_runner_started_ends_with_its_group() {
+        let Some(groups) = groups() else {
+            eprintln!("skipped: no control groups can be made here");
+            return;
+        };
+        let mut command = Command::new("sh");
+        // The second has a session of its own and is nobody's child any more.
+        command
+            .args(["-c", "sleep 1000 & setsid sleep 1000 & echo $!; read never"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0);
+        groups.enclose(&mut command, "volume-1").unwrap();
+        let mut child = command.spawn().unwrap();
+        let folder = groups.group("volume-1").unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while members(&folder).len() < 3 {
+            assert!(Instant::now() < deadline, "{:?}", members(&folder));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let pids = members(&folder);
+        let spool = tempfile::tempdir().unwrap();
+        fs::create_dir(spool.path().join("machine-1")).unwrap();
+        let left: Vec<_> = groups.left_behind(spool.path()).into_iter().collect();
+        assert_eq!(left, ["machine-1", "volume-1"]);
+        assert!(groups.is_empty("machine-1") && !groups.is_empty("volume-1"));
+        // Stopped processes die too.
+        kill(Pid::from_raw(pids[0]), Signal::SIGSTOP).unwrap();
+
+        groups.end("volume-1", child.id()).await;
+        assert!(!folder.exists() && groups.is_empty("volume-1"));
+        for pid in pids {
+            assert!(!alive(pid.unsigned_abs()), "{pid} lives on");
+        }
+        child.wait().await.unwrap();
+        groups.end("volume-1", None).await;
+        fs::remove_dir(groups.folder.unwrap()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn without_groups_the_process_group_is_killed() {
+        let groups = Groups::open(Some(PathBuf::from("/proc/no-groups-here")));
+        assert_eq!(groups.folder, None);
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 & echo $!; read never"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
+        groups.enclose(&mut command, "volume-1").unwrap();
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        let mut stdout = tokio::io::BufReader::new(child.stdout.take().unwrap());
+        tokio::io::AsyncBufReadExt::read_line(&mut stdout, &mut line).await.unwrap();
+        groups.end("volume-1", child.id()).await;
+        assert!(!child.wait().await.unwrap().success());
+        let grandchild: u32 = line.trim().parse().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while alive(grandchild) {
+            assert!(Instant::now() < deadline, "{grandchild} lives on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[test]
+    fn a_name_that_leads_elsewhere_is_none() {
+        let groups = Groups { folder: Some("/sys/fs/cgroup/x".into()) };
+        for name in ["", "..", "../y", "a/b", "."] {
+            assert_eq!(groups.group(name), None, "{name}");
+        }
+    }
+}
