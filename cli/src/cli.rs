@@ -100,8 +100,14 @@ pub enum Command {
     Nodes(c::nodes::Args),
     /// Show a node (`node ID`), or be one: identity manager, supervisor and runners.
     Node(c::node::Args),
-    /// Show the job queues of nodes.
+    /// Show the job queues of nodes, by pool and account.
     Queues(c::queues::Args),
+    /// Show a job with every attempt at it; do it again, cancel it, release it.
+    Job(c::job::Args),
+    /// Show the runners of nodes; scale, drain, pause and resume them.
+    Runners(c::runners::Args),
+    /// Show and set what accounts may use of a node's runners.
+    Limits(c::limits::Args),
     /// Print the script API as definitions for editors (.d.rhai).
     Definitions(c::definitions::Args),
     /// Print the table of the script API (Markdown).
@@ -142,6 +148,9 @@ impl Command {
             Self::Nodes(args) => c::nodes::run(args, globals).await,
             Self::Node(args) => c::node::run(args, globals).await,
             Self::Queues(args) => c::queues::run(args, globals).await,
+            Self::Job(args) => c::job::run(args, globals).await,
+            Self::Runners(args) => c::runners::run(args, globals).await,
+            Self::Limits(args) => c::limits::run(args, globals).await,
             Self::Definitions(args) => c::definitions::run(args, globals).await,
             Self::Reference(args) => c::reference::run(args, globals).await,
             Self::Image(args) => Box::pin(c::image::run(args, globals)).await,

@@ -1,20 +1,23 @@
 //! coord, as the commands call it: one client, each call of the API one method.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, HeaderValue, Method, header};
 use rhizome_identity::{SigningKey, http_signature};
 use rhizome_model::api::{
-    AccountView, DeploymentView, ExecRequest, NodeStatus, NodeView, OutputChunk, PlacementReply,
-    PlacementRequest, QueueView, Submitted,
+    AccountLimits, AccountView, DeploymentView, ExecRequest, JobAgain, JobView, NodeStatus,
+    NodeView, OutputChunk, PlacementReply, PlacementRequest, PoolChange, PoolView, QueueView,
+    Submitted,
 };
-use rhizome_model::{AccountId, Code, DeploymentId, Event, Failure, Name, NodeId};
+use rhizome_model::{AccountId, Code, DeploymentId, Event, Failure, JobId, Name, NodeId};
 use rhizome_service::Client;
 use serde::Serialize;
 
 use crate::cli::Globals;
 use crate::commands::key;
+use crate::error::misuse;
 use crate::profile::Profile;
 use crate::refs::{DeploymentRef, ResourceRef};
 
@@ -150,6 +153,48 @@ impl Coord {
         self.signed.get(&format!("/v1/nodes/{id}/queues")).await
     }
 
+    pub async fn dead(&self, node: NodeId, queue: &str) -> Result<Vec<JobId>, Failure> {
+        self.signed.get(&format!("/v1/nodes/{node}/queues/{}/dead", word(queue)?)).await
+    }
+
+    pub async fn job(&self, node: NodeId, id: JobId) -> Result<JobView, Failure> {
+        self.signed.get(&format!("/v1/nodes/{node}/jobs/{id}")).await
+    }
+
+    pub async fn cancel_job(&self, node: NodeId, id: JobId) -> Result<JobView, Failure> {
+        self.signed.post_bytes(&format!("/v1/nodes/{node}/jobs/{id}/cancel"), Vec::new()).await
+    }
+
+    pub async fn job_again(&self, node: NodeId, id: JobId) -> Result<JobAgain, Failure> {
+        self.signed.post_bytes(&format!("/v1/nodes/{node}/jobs/{id}/again"), Vec::new()).await
+    }
+
+    pub async fn runners(&self, node: NodeId) -> Result<Vec<PoolView>, Failure> {
+        self.signed.get(&format!("/v1/nodes/{node}/runners")).await
+    }
+
+    pub async fn change_runners(
+        &self,
+        node: NodeId,
+        queue: &str,
+        change: &PoolChange,
+    ) -> Result<PoolView, Failure> {
+        self.signed.post(&format!("/v1/nodes/{node}/runners/{}", word(queue)?), change).await
+    }
+
+    pub async fn limits(&self, node: NodeId) -> Result<BTreeMap<String, AccountLimits>, Failure> {
+        self.signed.get(&format!("/v1/nodes/{node}/limits")).await
+    }
+
+    pub async fn set_limits(
+        &self,
+        node: NodeId,
+        account: &str,
+        limits: &AccountLimits,
+    ) -> Result<AccountLimits, Failure> {
+        self.signed.put(&format!("/v1/nodes/{node}/limits/{}", word(account)?), limits).await
+    }
+
     pub async fn place(&self, count: usize) -> Result<PlacementReply, Failure> {
         self.signed.post("/v1/placements", &PlacementRequest { count }).await
     }
@@ -246,6 +291,15 @@ impl Lines {
         }
         Ok(complete)
     }
+}
+
+/// A part of a path, which is signed as it is sent.
+fn word(text: &str) -> Result<&str, Failure> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    if !text.is_empty() && text.bytes().all(plain) {
+        return Ok(text);
+    }
+    Err(misuse(format!("'{text}' is no name of a queue: letters, digits and '-'")))
 }
 
 fn numbered(message: &eventsource_stream::Event) -> Result<NumberedEvent, Failure> {

@@ -37,6 +37,7 @@ use layout::Layout;
 const READY: Duration = Duration::from_secs(120);
 const PATIENCE: Duration = Duration::from_secs(90);
 const NETWORK: &str = "dev";
+const FARM: &str = "devfarm";
 
 /// Run the whole system on this machine.
 #[derive(Debug, clap::Args)]
@@ -131,6 +132,10 @@ impl Dev {
         let key = load_or_make_key(&client.key)?;
         let ledger = rhizome_identity::LedgerClient::new(&client.ledger, Some(key.clone()))?;
         ledger.ensure_account().await?;
+        // Its farm too, so that who deploys here also operates the nodes.
+        if ledger.farm_by_name(FARM).await?.is_none() {
+            ledger.create_farm(FARM).await?;
+        }
         let listen = format!("127.0.0.1:{coord_port}");
         let coord_key = load_or_make_key(&self.layout.coord().join("coord.key"))?.key_id();
         self.service(
@@ -159,7 +164,7 @@ impl Dev {
             "--listen",
             "127.0.0.1:0",
             "--farm",
-            "devfarm",
+            FARM,
             "--coordinator",
             coord_key,
             "--pool-size",

@@ -1,8 +1,8 @@
-//! Nodes and their queues for people.
+//! Nodes for people.
 
-use rhizome_model::api::{CapacityView, NodeStatus, NodeView, QueueView};
+use rhizome_model::api::{CapacityView, NodeStatus, NodeView};
 
-use super::{clean, duration, table};
+use super::{clean, table};
 
 /// One line each.
 pub fn list(nodes: &[NodeView]) -> String {
@@ -71,33 +71,10 @@ fn capacity(usage: &CapacityView) -> String {
     table(["", "CPU", "MEMORY", "DISK"], rows)
 }
 
-pub fn queues(queues: &[QueueView]) -> String {
-    let rows = queues.iter().map(|queue| {
-        let ended: Vec<_> = queue
-            .ended
-            .iter()
-            .map(|(state, n)| format!("{n} {}", format!("{state:?}").to_lowercase()))
-            .collect();
-        [
-            queue.node.to_string(),
-            queue.queue.clone(),
-            queue.ready.to_string(),
-            queue.running.to_string(),
-            queue.delayed.to_string(),
-            queue.dead.to_string(),
-            if queue.ready > 0 { duration(queue.oldest_ms) } else { "-".to_owned() },
-            ended.join(", "),
-        ]
-    });
-    table(["NODE", "QUEUE", "READY", "RUNNING", "DELAYED", "DEAD", "OLDEST", "ENDED"], rows)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use rhizome_model::api::{PoolView, RunnerView};
-    use rhizome_model::{Bytes, Capacity, Cpu, FarmId, JobState, KeyId, NodeFacts, NodeId};
+    use rhizome_model::api::{PoolMode, PoolView, RunnerView};
+    use rhizome_model::{Bytes, Capacity, Cpu, FarmId, KeyId, NodeFacts, NodeId};
 
     use super::*;
 
@@ -143,24 +120,9 @@ mod tests {
             capacity: usage().total,
         };
         let runners = vec![RunnerView { name: "machine-1".into(), pid: 42, restarts: 0 }];
-        let pools = vec![PoolView { queues: vec!["machine".into()], runners }];
+        let (queues, mode) = (vec!["machine".into()], PoolMode::Running);
+        let pools = vec![PoolView { queues, mode, scale: 1, runners }];
         let status = NodeStatus { facts, key: node().key, usage: usage(), pools };
         insta::assert_snapshot!(show(&node(), Some(&status)));
-    }
-
-    #[test]
-    fn queues_for_people() {
-        let queue = QueueView {
-            node: NodeId(1),
-            queue: "machine".into(),
-            ready: 3,
-            running: 2,
-            delayed: 1,
-            dead: 0,
-            oldest_ms: 1500,
-            ended: BTreeMap::from([(JobState::Succeeded, 20), (JobState::Failed, 1)]),
-        };
-        let idle = QueueView { queue: "script".into(), ready: 0, ended: BTreeMap::new(), ..queue };
-        insta::assert_snapshot!(queues(&[queue, idle]));
     }
 }

@@ -7,8 +7,9 @@ use axum::extract::rejection::BytesRejection;
 use http::StatusCode;
 use rhizome_identity::{Verified, digest, verify};
 use rhizome_model::api::Submitted;
-use rhizome_model::{AccountId, Code, Document, Envelope, Failure, KeyId, NodeId};
+use rhizome_model::{AccountId, Code, Document, Envelope, Failure, KeyId, NodeId, TraceId};
 use rhizome_service::{ApiError, ApiResult, clock};
+use tracing::Instrument;
 
 use super::App;
 use crate::store::AuditEntry;
@@ -51,7 +52,11 @@ impl App {
         let checked = self.check(bytes).await;
         let account = checked.as_ref().ok().map(|v| v.account.id);
         let taken = match checked {
-            Ok(verified) => self.keep(&verified, bytes).await,
+            Ok(verified) => {
+                let trace_id = TraceId::of_payload(&verified.envelope.payload);
+                let span = tracing::info_span!("intake", %trace_id);
+                self.keep(&verified, bytes).instrument(span).await
+            }
             Err(failure) => Err(failure),
         };
         let code = taken.as_ref().err().map_or("accepted".to_owned(), |f| f.code.to_string());

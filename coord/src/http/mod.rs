@@ -9,6 +9,7 @@ mod deployments;
 mod envelopes;
 mod events;
 mod nodes;
+mod operate;
 mod proxy;
 
 use std::ops::Deref;
@@ -101,11 +102,19 @@ pub fn routes(app: App) -> (axum::Router, utoipa::openapi::OpenApi) {
         .routes(routes!(nodes::list))
         .routes(routes!(nodes::show))
         .routes(routes!(nodes::status))
-        .routes(routes!(nodes::queues))
         .routes(routes!(nodes::place))
         .routes(routes!(nodes::account))
         .routes(routes!(proxy::logs))
         .routes(routes!(proxy::exec))
+        .routes(routes!(operate::queues))
+        .routes(routes!(operate::dead))
+        .routes(routes!(operate::job))
+        .routes(routes!(operate::cancel_job))
+        .routes(routes!(operate::job_again))
+        .routes(routes!(operate::runners))
+        .routes(routes!(operate::change_runners))
+        .routes(routes!(operate::limits))
+        .routes(routes!(operate::set_limits))
         .split_for_parts();
     let signed = signed.route_layer(from_fn_with_state(app.clone(), caller::authenticate));
     let (open, mut api) = OpenApiRouter::with_openapi(Description::openapi())

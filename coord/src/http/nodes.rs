@@ -3,9 +3,7 @@
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
-use rhizome_model::api::{
-    AccountView, NodeStatus, NodeView, PlacementReply, PlacementRequest, QueueView,
-};
+use rhizome_model::api::{AccountView, NodeStatus, NodeView, PlacementReply, PlacementRequest};
 use rhizome_model::{Code, Failure, KeyId, NodeId};
 use rhizome_service::ApiResult;
 use serde::de::DeserializeOwned;
@@ -47,19 +45,6 @@ pub async fn status(
     Path(id): Path<NodeId>,
 ) -> ApiResult<axum::Json<NodeStatus>> {
     app.ask_node(id, "/v1/node").await
-}
-
-/// The queues of a node.
-#[utoipa::path(
-    get, path = "/v1/nodes/{id}/queues", tag = "nodes", params(("id" = u64, Path)),
-    responses((status = 200, body = Vec<QueueView>), (status = 404, body = Failure), (status = 503, body = Failure))
-)]
-pub async fn queues(
-    State(app): State<App>,
-    _: Caller,
-    Path(id): Path<NodeId>,
-) -> ApiResult<axum::Json<Vec<QueueView>>> {
-    app.ask_node(id, "/v1/queues").await
 }
 
 /// Nodes for a deployment that is about to be signed: those with the most free memory.

@@ -87,6 +87,11 @@ impl App {
         request: Request,
     ) -> ApiResult<Response> {
         let node = self.node_with(id, resource, node).await?;
+        self.pass_on(node, request).await
+    }
+
+    /// The call as it was signed, to a node; and what the node answers.
+    pub(super) async fn pass_on(&self, node: NodeId, request: Request) -> ApiResult<Response> {
         let permit = self.streams.clone().try_acquire_owned().map_err(|_| too_many_streams())?;
         let body = request.extensions().get::<SignedBody>().map(|b| b.0.to_vec());
         let mut headers = HeaderMap::new();

@@ -10,14 +10,14 @@ use axum::extract::{Path, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::sse::{Event as SseEvent, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use axum::serve::ListenerExt;
 use axum::{Json, Router};
 use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, StatusCode};
 use rhizome_identity::SigningKey;
 use rhizome_identity::http_signature::Verifier;
-use rhizome_model::api::{CapacityView, NodeStatus, QueueView, ResourceView, TaskView};
+use rhizome_model::api::{CapacityView, NodeStatus, ResourceView, TaskView};
 use rhizome_model::{
     AccountId, Bytes as Size, Capacity, Code, DeploymentId, DesiredResource, Document, Envelope,
     Event, Failure, FarmId, Name, NodeFacts, NodeId, Phase, Version, What, WorkloadKind,
@@ -246,7 +246,6 @@ fn volume() -> ResourceView {
 fn routes(node: Shared) -> Router {
     let ours = Router::new()
         .route("/v1/node", get(status))
-        .route("/v1/queues", get(queues))
         .route("/v1/tasks", get(tasks))
         .route("/v1/tasks/{account}/{name}", get(task))
         .route("/v1/events", get(events))
@@ -256,6 +255,7 @@ fn routes(node: Shared) -> Router {
         .route("/healthz", get(async || Json(json!({ "status": "ok" }))))
         .route("/v1/deployments/{account}/{name}/resources/{resource}/logs", get(logs))
         .route("/v1/deployments/{account}/{name}/resources/{resource}/exec", post(exec))
+        .route("/v1/nodes/{node}/{*rest}", any(operate))
         .merge(ours)
         .with_state(node)
 }
@@ -310,17 +310,18 @@ async fn status(State(node): State<Shared>) -> Json<NodeStatus> {
     })
 }
 
-async fn queues(State(node): State<Shared>) -> Json<Vec<QueueView>> {
-    Json(vec![QueueView {
-        node: node.id,
-        queue: "script".into(),
-        ready: 1,
-        running: 2,
-        delayed: 3,
-        dead: 4,
-        oldest_ms: 5,
-        ended: BTreeMap::new(),
-    }])
+/// What is about the node's jobs and runners: it says what it was asked, and turns accounts other
+/// than the first away.
+async fn operate(State(node): State<Shared>, request: Request) -> ApiResult<Response> {
+    let (parts, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, 100_000).await.unwrap();
+    note_call(&node, &parts, &body)?;
+    let (_, key) = node.memory.lock().unwrap().calls.last().cloned().unwrap();
+    if key != super::User::new(1).key.key_id().to_string() {
+        return Err(ApiError::new(Code::Unauthorised, "only the owner of the farm"));
+    }
+    let asked = json!({ "asked": parts.uri.path(), "body": String::from_utf8_lossy(&body) });
+    Ok(Json(asked).into_response())
 }
 
 async fn tasks(State(node): State<Shared>) -> Json<Vec<TaskView>> {
