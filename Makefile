@@ -9,10 +9,10 @@ export RHIZOME_TEST_IMAGE := $(CURDIR)/$(IMAGES)/busybox.tar
 KERNEL := build/kernel/vmlinuz
 export RHIZOME_TEST_KERNEL := $(CURDIR)/$(KERNEL)
 
-.PHONY: help setup build release demo test lint bench clean
+.PHONY: help setup build release demo test lint bench chaos clean
 
 help: ## Show this help
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile
 
 setup: $(IMAGES)/busybox.tar ## Install what is missing (Debian packages, as root)
 	@scripts/setup.sh
@@ -46,6 +46,22 @@ bench: release ## Measure: submit to result, and the queue beside raw Redis
 	target/release/rhizome bench submit
 	target/release/rhizome bench queue
 
+# What is given on the command line: make chaos SEED=1 JOBS=10000 RUNNERS=8 MINUTES=2 CUTS=3
+JOBS ?= 100000
+RUNNERS ?= 16
+MINUTES ?= 10
+CUTS ?= 5
+chaos: setup ## Kill, freeze and cut while 100,000 jobs run; prints its SEED, and takes one
+	cargo build --locked -p rhizome-chaos
+	target/debug/chaos --jobs $(JOBS) --runners $(RUNNERS) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+	RHIZOME_POWER_CUTS=$(CUTS) cargo nextest run --locked -p rhizome-chaos --run-ignored all -E 'test(/^power::/)'
+
+bench-peers: setup ## Measure: the queue beside other queues on Redis (bench/README.md)
+	@if command -v npm >/dev/null; then npm ci --prefix bench/node --no-fund --no-audit --silent; \
+	else echo "npm is missing (apt-get install nodejs npm): BullMQ on Node is left out"; fi
+	cargo build --locked --release --manifest-path bench/Cargo.toml
+	bench/target/release/peers
+
 clean: ## Remove what was built
 	cargo clean
-	rm -rf build
+	rm -rf build bench/target bench/node/node_modules

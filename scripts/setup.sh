@@ -11,6 +11,8 @@ packages=(
     iputils-ping procps util-linux openssh-client python3
     # building boot images, and testing them
     systemd-boot-efi binutils dosfstools mtools gdisk fdisk ovmf qemu-system-x86
+    # cutting the power of a machine that has a queue
+    e2fsprogs
 )
 
 missing=()
