@@ -29,7 +29,8 @@ const UNIQUE: &str = "{n}:unique";
 
 /// What most functions may touch, in the order in which they expect it.
 pub(crate) const SHARED: [&str; 12] = [
-    COUNTERS, DONE, LOAD, SETTINGS, TOKENS, DELAYED, WAITED, RELEASES, UNIQUE, CONTROL, LANES, QUEUES,
+    COUNTERS, DONE, LOAD, SETTINGS, TOKENS, DELAYED, WAITED, RELEASES, UNIQUE, CONTROL, LANES,
+    QUEUES,
 ];
 
 pub(crate) fn record(id: JobId) -> String {
@@ -77,26 +78,24 @@ pub(crate) fn ready(queue: &str) -> String {
     format!("{queue}:r")
 }
 
-/// What was under way already and waits in front of all.
-pub(crate) fn front(queue: &str) -> String {
-    format!("{queue}:f")
-}
+/// The lanes of an account in a queue: first what was under way already, then by priority.
+pub(crate) const LANES_OF_ACCOUNT: usize = 1 + Priority::ALL.len();
+/// Where what was under way already waits.
+pub(crate) const AGAIN: usize = 0;
 
-pub(crate) const PRIORITIES: usize = Priority::ALL.len();
-
-/// The lane of an account at a priority, 0 being the most urgent.
-pub(crate) fn lane_of(queue: &str, account: &str, priority: usize) -> String {
-    format!("{queue}:{account}:{priority}")
+/// A lane of an account.
+pub(crate) fn lane_of(queue: &str, account: &str, place: usize) -> String {
+    format!("{queue}:{account}:{place}")
 }
 
 /// The lane in which a job waits when it cannot start at once.
 pub(crate) fn home(job: &Job) -> String {
-    let priority = match job.priority {
-        Priority::High => 0,
-        Priority::Normal => 1,
-        Priority::Low => 2,
+    let place = match job.priority {
+        Priority::High => 1,
+        Priority::Normal => 2,
+        Priority::Low => 3,
     };
-    lane_of(&job.queue, &job.account.to_string(), priority)
+    lane_of(&job.queue, &job.account.to_string(), place)
 }
 
 /// The queue of a lane.

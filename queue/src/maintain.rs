@@ -251,10 +251,11 @@ impl Queue {
         for lane in &lanes {
             self.sweep_lane(lane, &alive, options.grace).await?;
         }
-        let own: Vec<_> = lanes.iter().filter(|l| !l.ends_with(":r") && !l.ends_with(":f")).collect();
+        let own: Vec<_> = lanes.iter().filter(|lane| !lane.ends_with(":r")).collect();
         for some in own.chunks(BATCH) {
             let call = Call::shared("tidy").keys(some.iter().map(|lane| keys::lane(lane)));
-            let call = call.num(IDLE_LANE.as_millis()).args(some.iter().map(|lane| lane.as_bytes()));
+            let call =
+                call.num(IDLE_LANE.as_millis()).args(some.iter().map(|lane| lane.as_bytes()));
             self.link.call::<u64>(&call).await?;
         }
         Ok(())

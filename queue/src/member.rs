@@ -56,7 +56,7 @@ impl Identity {
 
     /// Of a job whose payload cannot be read.
     pub(crate) fn unreadable(id: JobId, lane: &str, account: &str) -> Self {
-        Self::of_member(Member { id, home: keys::lane_of(keys::queue_of(lane), account, 1) })
+        Self::of_member(Member { id, home: keys::lane_of(keys::queue_of(lane), account, 2) })
     }
 
     /// Of a job whose payload is not there.
@@ -84,6 +84,11 @@ impl Identity {
 
     pub(crate) fn account(&self) -> &str {
         self.member.home.split(':').nth(1).unwrap_or_default()
+    }
+
+    /// The lane in which it waits when it was under way already.
+    pub(crate) fn again(&self) -> String {
+        keys::lane_of(self.queue(), self.account(), keys::AGAIN)
     }
 
     /// Appends it as the functions read it.
@@ -162,7 +167,5 @@ impl Places {
 
 /// Appends the keys of a queue.
 pub(crate) fn with_queue(call: Call, queue: &str) -> Call {
-    call.key(keys::lane(&keys::ready(queue)))
-        .key(keys::lane(&keys::front(queue)))
-        .key(keys::turns(queue))
+    call.key(keys::lane(&keys::ready(queue))).key(keys::turns(queue))
 }

@@ -90,11 +90,12 @@ pub(crate) async fn give_back(
             .arg(owner)
             .arg(to_json(&Outcome::Cancelled)?)
             .arg(to_json(&jobs::quarantined())?);
-        let places = Places::of(some.iter().map(|(_, identity)| &*identity.member.home));
+        let again: Vec<_> = some.iter().map(|(_, identity)| identity.again()).collect();
+        let places = Places::of(again.iter().map(String::as_str));
         let mut call = places.write(call);
-        for (place, identity) in some {
+        for ((place, identity), again) in some.iter().zip(&again) {
             call = identity.write(call).key(keys::lane(&place.lane));
-            call = call.num(places.place(&identity.member.home)).num(identity.most);
+            call = call.num(places.place(again)).num(identity.most);
             call = call.arg(&place.entry);
         }
         given += link.call::<u64>(&call).await?;

@@ -55,8 +55,8 @@ impl Queue {
         let now = self.time().await?;
         let mut next: Option<Duration> = None;
         for text in &all {
-            let periodic: Periodic = serde_json::from_str(text)
-                .map_err(|e| QueueError::corrupt("a periodic job", e))?;
+            let periodic: Periodic =
+                serde_json::from_str(text).map_err(|e| QueueError::corrupt("a periodic job", e))?;
             let current = slot(now, periodic.every);
             if slots.get(&periodic.name).is_none_or(|done| *done < current) {
                 self.submit(&[in_slot(&periodic, current)?]).await?;

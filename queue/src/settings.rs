@@ -8,7 +8,8 @@ use rhizome_model::AccountId;
 use rhizome_model::api::{AccountLimits, PoolMode};
 
 use crate::link::{BLOCK, Call};
-use crate::{BATCH, Queue, QueueError, keys, stored};
+use crate::member::Places;
+use crate::{BATCH, Queue, QueueError, jobs, keys, stored};
 
 /// What was set of a queue's pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -127,9 +128,10 @@ impl Queue {
         self.link.call(&Call::shared("set").args([field, value])).await
     }
 
-    /// What stands ready in a stopped queue waits in front instead; how many were moved.
+    /// What stands ready in a stopped queue waits in lanes instead; how many were moved.
     async fn shelve_ready(&self, queue: &str) -> Result<u64, QueueError> {
-        let ready = keys::lane(&keys::ready(queue));
+        let lane = keys::ready(queue);
+        let ready = keys::lane(&lane);
         let mut after = "-".to_owned();
         let mut moved = 0;
         loop {
@@ -139,11 +141,13 @@ impl Queue {
             let entries: Vec<_> = entries.into_iter().filter_map(stored::entry).collect();
             let Some((last, _)) = entries.last() else { return Ok(moved) };
             after = format!("({last}");
-            let front = keys::lane(&keys::front(queue));
-            let call = Call::shared("shelve").key(&ready).key(front).arg(queue);
-            let call = entries.iter().fold(call, |call, (entry, content)| {
-                call.key(keys::record(content.id)).arg(entry)
-            });
+            let home = |content: &stored::Content| jobs::identity(content, &lane).again();
+            let homes: Vec<_> = entries.iter().map(|(_, content)| home(content)).collect();
+            let places = Places::of(homes.iter().map(String::as_str));
+            let mut call = places.write(Call::shared("shelve"));
+            for ((entry, content), home) in entries.iter().zip(&homes) {
+                call = call.key(keys::record(content.id)).num(places.place(home)).arg(entry);
+            }
             moved += self.link.call::<u64>(&call).await?;
         }
     }

@@ -1,9 +1,9 @@
 //! How the queues stand.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use redis::Value;
-use redis::streams::StreamInfoGroupsReply;
+use redis::streams::{StreamInfoGroupsReply, StreamPendingCountReply};
 use rhizome_model::api::PoolMode;
 use rhizome_model::{AccountId, JobId, JobState};
 
@@ -43,6 +43,9 @@ pub struct AccountStats {
     pub ended: BTreeMap<JobState, u64>,
 }
 
+/// The ready lane has no more entries than the runners have slots.
+const LOOK: usize = 100_000;
+
 /// Numbers of a node by their names.
 type Numbers = HashMap<String, i64>;
 
@@ -54,9 +57,9 @@ struct Look {
     now: u64,
 }
 
-/// How a lane stands.
+/// How a lane stands, or what of it is one account's.
 struct Lane {
-    name: String,
+    account: String,
     ready: u64,
     running: u64,
     oldest: Option<u64>,
@@ -83,7 +86,10 @@ impl Queue {
     async fn stats_of(&self, queue: String, look: &Look) -> Result<QueueStats, QueueError> {
         let mut lanes = Vec::new();
         for name in lanes_of(&self.link, std::slice::from_ref(&queue)).await? {
-            lanes.extend(self.lane(name).await?);
+            match name == keys::ready(&queue) {
+                true => lanes.extend(self.ready_lane(&queue).await?),
+                false => lanes.extend(self.lane(name).await?),
+            }
         }
         let mut count = redis::cmd("XLEN");
         count.arg(keys::dead(&queue));
@@ -116,7 +122,8 @@ impl Queue {
         look.cmd("XLEN").arg(&lane).cmd("XINFO").arg("GROUPS").arg(&lane);
         type Found = (redis::RedisResult<u64>, redis::RedisResult<StreamInfoGroupsReply>);
         // One that was forgotten since it was listed has nothing in it.
-        let (Ok(length), Ok(groups)): Found = self.link.query_all(look.ignore_errors()).await? else {
+        let (Ok(length), Ok(groups)): Found = self.link.query_all(look.ignore_errors()).await?
+        else {
             return Ok(None);
         };
         let Some(group) = groups.groups.first() else { return Ok(None) };
@@ -124,7 +131,37 @@ impl Queue {
         let ready = length.saturating_sub(running);
         let oldest =
             if ready > 0 { self.oldest(&lane, &group.last_delivered_id).await? } else { None };
-        Ok(Some(Lane { name, ready, running, oldest }))
+        let account = name.split(':').nth(1).unwrap_or_default().to_owned();
+        Ok(Some(Lane { account, ready, running, oldest }))
+    }
+
+    /// The lane that accounts share: its entries say whose they are.
+    async fn ready_lane(&self, queue: &str) -> Result<Vec<Lane>, QueueError> {
+        let key = keys::lane(&keys::ready(queue));
+        let mut look = redis::pipe();
+        look.cmd("XRANGE").arg(&key).arg("-").arg("+").arg("COUNT").arg(LOOK);
+        look.cmd("XPENDING").arg(&key).arg(keys::GROUP).arg("-").arg("+").arg(LOOK);
+        let (entries, pending): (Vec<Value>, StreamPendingCountReply) =
+            self.link.query_all(&look).await?;
+        let running: HashSet<String> = pending.ids.into_iter().map(|p| p.id).collect();
+        let mut lanes: BTreeMap<String, Lane> = BTreeMap::new();
+        for (entry, content) in entries.into_iter().filter_map(stored::entry) {
+            let account = content.account.unwrap_or_default();
+            let lane = lanes.entry(account.clone()).or_insert(Lane {
+                account,
+                ready: 0,
+                running: 0,
+                oldest: None,
+            });
+            if running.contains(&entry) {
+                lane.running += 1;
+            } else {
+                lane.ready += 1;
+                let at = entry.split('-').next().and_then(|at| at.parse().ok());
+                lane.oldest = lane.oldest.into_iter().chain(at).min();
+            }
+        }
+        Ok(lanes.into_values().collect())
     }
 
     /// When the first entry after `delivered` came.
@@ -175,29 +212,22 @@ impl Look {
         for (field, n) in &self.counters {
             let words: Vec<&str> = field.split(' ').collect();
             let [of, account, word] = words[..] else { continue };
-            let (Ok(account), Ok(state)) = (account.parse(), crate::record::parse_state(word)) else {
+            let (Ok(account), Ok(state)) = (account.parse(), crate::record::parse_state(word))
+            else {
                 continue;
             };
             if of == queue && *n > 0 {
-                let account = accounts.entry(AccountId(account)).or_insert_with(|| new(AccountId(account)));
+                let account =
+                    accounts.entry(AccountId(account)).or_insert_with(|| new(AccountId(account)));
                 account.ended.insert(state, n.unsigned_abs());
             }
         }
         for lane in lanes {
-            let Some(account) = lane.name.split(':').nth(1).and_then(|a| a.parse().ok()) else {
-                continue;
-            };
-            let account = accounts.entry(AccountId(account)).or_insert_with(|| new(AccountId(account)));
+            let Ok(account) = lane.account.parse() else { continue };
+            let account =
+                accounts.entry(AccountId(account)).or_insert_with(|| new(AccountId(account)));
             account.ready += lane.ready;
-        }
-        for (field, held) in &self.load {
-            let Some(account) = field.strip_prefix("h ").and_then(|rest| {
-                rest.strip_prefix(queue)?.strip_prefix(' ')?.parse().ok()
-            }) else {
-                continue;
-            };
-            let account = accounts.entry(AccountId(account)).or_insert_with(|| new(AccountId(account)));
-            account.running = held.unsigned_abs();
+            account.running += lane.running;
         }
         accounts.into_values().collect()
     }

@@ -28,7 +28,7 @@ local function shared(KEYS)
     counters = KEYS[1], done = KEYS[2], load = KEYS[3], settings = KEYS[4], tokens = KEYS[5],
     delayed = KEYS[6], waited = KEYS[7], releases = KEYS[8], unique = KEYS[9], control = KEYS[10],
     lanes = KEYS[11], queues = KEYS[12],
-    at = now(), was = {}, by = {}, counts = {}, limits = {},
+    at = now(), counts = {}, limits = {},
   }
 end
 
@@ -67,11 +67,6 @@ local function read_lease(s, lane, entry, owner)
   if not value then return nil end
   local before = attempts_of(value)
   return { entry = entry, owner = owner, value = value, before = before, attempt = before + 1, begun = s.at - idle }
-end
-
-local function drop_entry(lane, entry)
-  redis.call('XACK', lane, GROUP, entry)
-  redis.call('XDEL', lane, entry)
 end
 
 -- Appends the events that stand in `args` from `at`: their number, then each.

@@ -17,7 +17,7 @@ end
 local function ended(record) return record and string.sub(record, 1, 1) == 'e' end
 
 local function ended_record(s, state, attempts, by, outcome, payload)
-  return 'e ' .. state .. ' ' .. attempts .. ' ' .. (by and int(by.begun) or '-') .. ' ' .. int(s.at)
+  return 'e ' .. state .. ' ' .. attempts .. ' ' .. (by and by.begun or '-') .. ' ' .. s.at
     .. ' ' .. (by and by.entry or '-') .. ' ' .. (by and by.owner or '-') .. '\n' .. outcome .. '\n' .. payload
 end
 
@@ -177,7 +177,7 @@ local function places_at(KEYS, k, ARGV, a)
   local n = tonumber(ARGV[a])
   for i = 1, n do
     queues[i] = queue_at(KEYS, k, ARGV[a+i])
-    k = k + 3
+    k = k + 2
   end
   a = a + n + 1
   n = tonumber(ARGV[a])
@@ -242,88 +242,85 @@ local function take(reply, lane, owner, n)
   return #got[1][2]
 end
 
--- The turn of one account: up to n jobs, the urgent ones first. How many.
-local function take_turn(s, reply, q, lanes, account, owner, n)
+-- So many are not taken here: the runner reads them itself, which is cheaper.
+local GRANTED = 16
+
+-- The turn of one account: up to n jobs, what was under way first, then the urgent. How many.
+local function take_turn(s, reply, q, x, account, owner, n)
+  local there = {}
+  for _, lane in ipairs(x.lanes) do
+    if redis.call('EXISTS', lane) == 1 then there[#there+1] = lane end
+  end
+  if n >= GRANTED and not x.doubt and not limits_of(s, account) and #there > 0 then
+    redis.call('ZINCRBY', q.turns, n, account)
+    x.granted = true
+    reply.grants[#reply.grants+1] = { account, n, there }
+    return n
+  end
   local got = 0
-  for _, lane in ipairs(lanes) do
-    if got < n and redis.call('EXISTS', lane) == 1 then got = got + take(reply, lane, owner, n - got) end
+  for _, lane in ipairs(there) do
+    if got < n then got = got + take(reply.taken, lane, owner, n - got) end
   end
   if got < n then redis.call('ZREM', q.turns, account)
   else redis.call('ZINCRBY', q.turns, got, account) end
-  hold(s, q.name, account, got)
   spend(s, q.name, account, got)
   return got
 end
 
 -- What accounts wait for, in turn, until nothing is left or no slot is free. known: the lanes of the
--- accounts that the caller could name. Second: in how many ms an account may that may not now. Third:
--- the accounts that have a turn and that the caller did not name.
+-- accounts that the caller could name. Second: in how many ms an account may that may not now.
 local function take_turns(s, reply, q, known, owner, left)
-  local unknown, wait, blocked = {}, nil, {}
+  local wait, over = nil, {}
   while left > 0 do
-    local line = redis.call('ZRANGE', q.turns, 0, 255)
-    local able = {}
-    unknown = {}
-    for _, account in ipairs(line) do
-      if not known[account] then unknown[#unknown+1] = account
-      elseif not blocked[account] then able[#able+1] = account end
+    local able, others = {}, 0
+    for _, account in ipairs(redis.call('ZRANGE', q.turns, 0, 255)) do
+      if not known[account] then others = others + 1
+      elseif not over[account] then able[#able+1] = account end
     end
     if #able == 0 then break end
-    local share = math.max(1, math.floor(left / (#able + #unknown)))
+    local share = math.max(1, math.floor(left / (#able + others)))
     for _, account in ipairs(able) do
-      local n, later = allowance(s, q.name, account, math.min(share, left))
-      if n <= 0 then
-        blocked[account] = true
-        if later then wait = math.min(wait or later, later) end
-      else
-        left = left - take_turn(s, reply, q, known[account], account, owner, n)
-      end
+      local x = known[account]
+      local n, later = allowance(s, q.name, account, x.lanes, math.min(share, left))
+      if n > 0 then left = left - take_turn(s, reply, q, x, account, owner, n) end
+      if later then wait = math.min(wait or later, later) end
+      over[account] = n <= 0 or x.granted
       if left == 0 then break end
     end
   end
-  return left, wait, unknown
+  return left, wait
 end
 
--- KEYS: shared, then per queue: ready, front, turns, and three lanes per account that is named
--- ARGV: consumer, how many, queues, then per queue: its name, accounts, their names
--- Reply: ms until it is worth a look again (or -1), per queue the accounts that were not named, then
--- what was taken
+-- KEYS: shared, then per queue: ready, turns, and four lanes per account that is named
+-- ARGV: consumer, how many, queues, then per queue: its name, accounts, and of each: its name, and
+--       whether there was less in its lanes than the caller was granted
+-- Reply: ms until it is worth a look again (or -1), grants (account, how many, lanes), per queue the
+-- accounts that have a turn, then what was taken
 local function claim(KEYS, ARGV)
   local s = shared(KEYS)
-  local owner, left = ARGV[1], tonumber(ARGV[2])
-  local reply, wait = { -1 }, nil
+  local owner, left, wait = ARGV[1], tonumber(ARGV[2]), nil
+  local got, lines = { grants = {}, taken = {} }, {}
   local k, a = SHARED + 1, 4
-  local queues = {}
   for i = 1, tonumber(ARGV[3]) do
-    local q, known = queue_at(KEYS, k, ARGV[a]), {}
-    k = k + 3
-    for n = 1, tonumber(ARGV[a+1]) do
-      known[ARGV[a+1+n]] = { KEYS[k], KEYS[k+1], KEYS[k+2] }
-      k = k + 3
+    local q, known, accounts = queue_at(KEYS, k, ARGV[a]), {}, tonumber(ARGV[a+1])
+    k = k + 2
+    a = a + 2
+    for n = 1, accounts do
+      known[ARGV[a]] = { lanes = { KEYS[k], KEYS[k+1], KEYS[k+2], KEYS[k+3] }, doubt = ARGV[a+1] == '1' }
+      k = k + 4
+      a = a + 2
     end
-    a = a + 2 + tonumber(ARGV[a+1])
-    reply[1+i] = {}
-    queues[i] = { q = q, known = known }
-  end
-  local given = {}
-  for i, x in ipairs(queues) do
-    if left > 0 and not is_stopped(s, x.q) then
-      if redis.call('EXISTS', x.q.front) == 1 then
-        local got = take(given, x.q.front, owner, left)
-        left = left - got
-        for _, entry in ipairs(got > 0 and given[#given][2] or {}) do hold(s, x.q.name, entry[2][4], 1) end
-      end
-      if left > 0 then left = left - take(given, x.q.ready, owner, left) end
-      if left > 0 then
-        local later, unknown
-        left, later, unknown = take_turns(s, given, x.q, x.known, owner, left)
-        if later then wait = math.min(wait or later, later) end
-        reply[1+i] = unknown
-      end
+    lines[i] = {}
+    if left > 0 and not is_stopped(s, q) then
+      left = left - take(got.taken, q.ready, owner, left)
+      local later
+      if left > 0 then left, later = take_turns(s, got, q, known, owner, left) end
+      if later then wait = math.min(wait or later, later) end
+      lines[i] = redis.call('ZRANGE', q.turns, 0, 255)
     end
   end
-  reply[1] = wait or -1
-  for _, lane in ipairs(given) do reply[#reply+1] = lane end
-  settle(s)
+  local reply = { wait or -1, got.grants }
+  for _, line in ipairs(lines) do reply[#reply+1] = line end
+  for _, lane in ipairs(got.taken) do reply[#reply+1] = lane end
   return reply
 end

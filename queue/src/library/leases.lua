@@ -10,10 +10,11 @@ local function signed_by(more, entry, owner)
   return r[1] == entry and r[2] == owner
 end
 
--- The attempt leaves its place.
-local function leave(s, j, lane, entry)
-  drop_entry(lane, entry)
-  hold(s, j.queue, j.account, -1)
+-- The attempt leaves its place. An account that waited for a place of its own may have one now, and
+-- no other runner would look.
+local function leave(s, lane, entry, q)
+  drop_entry(lane, entry, q)
+  if is_limited(s) then wake(s) end
 end
 
 -- Ends a job that has not begun, whose lane the caller knew; tells the runner of one that runs.
@@ -32,7 +33,6 @@ local function withdraw_from(s, j, lane, record, state, outcome)
     end
     value = read_entry(lane, entry)
     redis.call('XDEL', lane, entry)
-    if string.sub(name, -2) == ':r' then hold(s, j.queue, j.account, -1) end
     keep_time(j.more, entry)
   else
     value = redis.call('HGET', j.more, 'j')
@@ -65,7 +65,7 @@ end
 -- Gives leases back: `died` counts the attempt, `released` does not.
 -- KEYS: shared, queues, lanes, then per lease: job, the lane where it is
 -- ARGV: died|released, owner, outcome of the cancelled, outcome of the quarantined, queues, lanes,
---       then per lease: job, place of its home, most attempts, entry
+--       then per lease: job, place of the lane for what was under way, most attempts, entry
 local function give_back(KEYS, ARGV)
   local s = shared(KEYS)
   local died, owner = ARGV[1] == 'died', ARGV[2]
@@ -77,7 +77,7 @@ local function give_back(KEYS, ARGV)
     local l = read_lease(s, lane, entry, owner)
     if l then
       local known = redis.call('GET', j.record)
-      leave(s, j, lane, entry)
+      leave(s, lane, entry, home.queue)
       given = given + 1
       if known and not ended(known) then
         local attempts = died and l.attempt or l.before
@@ -162,7 +162,7 @@ local function retry(KEYS, ARGV)
     if ended_by(redis.call('GET', j.record), entry, owner) then return 'exhausted' end
     return signed_by(j.more, entry, owner) and 'later' or 'fenced'
   end
-  leave(s, j, lane, entry)
+  leave(s, lane, entry)
   redis.call('HSET', j.more, 'f', ARGV[a+4])
   keep_time(j.more, entry)
   if redis.call('HEXISTS', j.more, 'c') == 1 then
@@ -212,7 +212,7 @@ local function begin(KEYS, ARGV)
   if not l then return 'fenced' end
   if s.at < tonumber(ARGV[a+2]) then return 'ok' end
   local cancelled = redis.call('HEXISTS', j.more, 'c') == 1
-  leave(s, j, lane, ARGV[a])
+  leave(s, lane, ARGV[a])
   keep_time(j.more, ARGV[a])
   conclude(s, j, cancelled and 'cancelled' or 'expired', l.before, cancelled and ARGV[a+4] or ARGV[a+3],
     payload_of(l.value))
@@ -220,11 +220,8 @@ local function begin(KEYS, ARGV)
   return 'over'
 end
 
--- What piled up of finishes of jobs that have nothing special; each is judged by itself.
--- KEYS: shared, L lanes, then a record per lease
--- ARGV: owner, L, then per lane: its queue, first and last entry of these leases;
---       then per lease: place of its lane, entry, id, account, state, attempt, outcome and payload
--- Reply: places of those that are not the owner's to end
+-- What an owner holds of one lane from its `first` item to its `last`, in one look: entry -> since
+-- when it holds it, in ms. Entries beyond the look are asked for one by one.
 local LOOK = 512
 local function held_between(lane, first, last, owner)
   local rows = redis.pcall('XPENDING', lane, GROUP, first, last, LOOK, owner)
@@ -236,50 +233,60 @@ local function held_between(lane, first, last, owner)
   return held, #rows < LOOK
 end
 
+-- What has ended, of the jobs of one group: the entries leave their lane.
+local function leave_all(s, g)
+  if #g.over == 0 then return end
+  redis.call('XACK', g.lane, GROUP, unpack(g.over))
+  redis.call('XDEL', g.lane, unpack(g.over))
+  if is_limited(s) then wake(s) end
+  count(s, g.queue, g.account, g.state, #g.over)
+end
+
+-- What piled up of finishes of jobs that have nothing special; each is judged by itself. A group has
+-- the lane, the account, the state and the attempt in common.
+-- KEYS: shared, a lane per group, then a record per lease
+-- ARGV: owner, groups, then per group: its queue, account, state, attempt, first and last entry;
+--       then per lease: its group, entry, outcome and payload
+-- Reply: places of those that are not the owner's to end
 local function finish_many(KEYS, ARGV)
   local s = shared(KEYS)
-  local owner, lanes = ARGV[1], tonumber(ARGV[2])
-  local held, whole, over = {}, {}, {}
-  for i = 1, lanes do
-    held[i], whole[i] = held_between(KEYS[SHARED+i], ARGV[3*i+1], ARGV[3*i+2], owner)
-    over[i] = {}
+  local owner, groups, a = ARGV[1], {}, 3
+  for i = 1, tonumber(ARGV[2]) do
+    local g = { lane = KEYS[SHARED+i], queue = ARGV[a], account = ARGV[a+1], state = ARGV[a+2], over = {} }
+    g.held, g.whole = held_between(g.lane, ARGV[a+4], ARGV[a+5], owner)
+    g.head = 'e ' .. g.state .. ' ' .. ARGV[a+3] .. ' '
+    groups[i] = g
+    a = a + 6
   end
   local fenced, news, states = {}, {}, {}
-  local a = 3 + 3 * lanes
-  local ended_at, item = ' ' .. int(s.at) .. ' ', 0
-  for k = SHARED + 1 + lanes, #KEYS do
-    item = item + 1
-    local i, entry = tonumber(ARGV[a]), ARGV[a+1]
-    local idle = held[i][entry]
-    if not idle and not whole[i] then
-      local is_held, since = holds(KEYS[SHARED+i], entry, owner)
+  local base, at = SHARED + #groups, s.at
+  local ended_at, by = ' ' .. at .. ' ', ' ' .. owner .. '\n'
+  local id_at = #KEYS[#KEYS] - 31
+  local call = redis.call
+  for k = base + 1, #KEYS do
+    local g, entry, record = groups[tonumber(ARGV[a])], ARGV[a+1], KEYS[k]
+    local idle = g.held[entry]
+    if not idle and not g.whole then
+      local is_held, since = holds(g.lane, entry, owner)
       idle = is_held and since
     end
     if idle then
-      local state = ARGV[a+4]
-      redis.call('SET', KEYS[k], 'e ' .. state .. ' ' .. ARGV[a+5] .. ' ' .. int(s.at - idle) .. ended_at
-        .. entry .. ' ' .. owner .. '\n' .. ARGV[a+6], 'EX', RECORD_TTL)
-      news[#news+1], states[#states+1] = ARGV[a+2], state
-      over[i][#over[i]+1] = entry
-      hold(s, ARGV[3*i], ARGV[a+3], -1)
-      count(s, ARGV[3*i], ARGV[a+3], state, 1)
-    elseif not ended_by(redis.call('GET', KEYS[k]), entry, owner) then
-      fenced[#fenced+1] = item
+      call('SET', record, g.head .. (at - idle) .. ended_at .. entry .. by .. ARGV[a+2], 'EX', RECORD_TTL)
+      news[#news+1] = string.sub(record, id_at)
+      states[#states+1] = g.state
+      g.over[#g.over+1] = entry
+    elseif not ended_by(call('GET', record), entry, owner) then
+      fenced[#fenced+1] = k - base
     end
-    a = a + 7
+    a = a + 3
   end
-  for i = 1, lanes do
-    if #over[i] > 0 then
-      redis.call('XACK', KEYS[SHARED+i], GROUP, unpack(over[i]))
-      redis.call('XDEL', KEYS[SHARED+i], unpack(over[i]))
-    end
-  end
+  for _, g in ipairs(groups) do leave_all(s, g) end
   if #news > 0 then
-    redis.call('XADD', s.done, 'MAXLEN', '~', DONE_KEPT, '*', 'i', table.concat(news, ' '))
-    if redis.call('EXISTS', s.waited) == 1 then
-      for n, others in ipairs(redis.call('HMGET', s.waited, unpack(news))) do
+    call('XADD', s.done, 'MAXLEN', '~', DONE_KEPT, '*', 'i', table.concat(news, ' '))
+    if call('EXISTS', s.waited) == 1 then
+      for n, others in ipairs(call('HMGET', s.waited, unpack(news))) do
         if others then
-          redis.call('XADD', s.releases, '*', 'i', news[n], 's', states[n])
+          call('XADD', s.releases, '*', 'i', news[n], 's', states[n])
           if not s.released then tell(s, 'k', 'released') end
           s.released = true
         end

@@ -1,37 +1,17 @@
--- Who may start. The load is a hash: `s QUEUE` slots of its runners, `h QUEUE` and `h QUEUE ACCOUNT`
--- jobs that hold a place: they run, or stand in the ready lane. The settings are a hash: `m QUEUE`
--- its mode when it is not running, `n QUEUE` its scale, `l ACCOUNT` and `l *` limits, `limited`.
+-- Who may start.
 --
--- The rule: what holds a place is never more than the slots, as far as submitting decides it. So the
--- ready lane, on which idle runners block, is short, and whoever floods a queue waits in lanes of its
--- own. A runner with a free slot takes from those, account by account in turn.
+-- A runner that is idle blocks on the ready lane of its queues. What comes goes there while it holds
+-- less than the runners' slots; so it is short, and whoever floods a queue waits in lanes of its own:
+-- QUEUE:ACCOUNT:0 for what was under way already, 1 to 3 by priority. From those a runner with a free
+-- slot takes, account by account in turn. An account with limits never goes to the ready lane.
+--
+-- No count is kept that the lanes' groups know. Kept are the load, a hash: `s QUEUE` slots of its
+-- runners; and the settings, a hash: `m QUEUE` its mode when it is not running, `n QUEUE` its scale,
+-- `l ACCOUNT` and `l *` limits, `limited` when there are any.
 
--- A number of the load, as it is by now. Read once a call, written back once.
-local function load_of(s, field)
-  local was = s.was[field]
-  if not was then
-    was = tonumber(redis.call('HGET', s.load, field) or 0)
-    s.was[field] = was
-  end
-  return was + (s.by[field] or 0)
-end
-
-local function add_load(s, field, n) s.by[field] = (s.by[field] or 0) + n end
-
-local function is_limited(s)
-  if s.limited == nil then s.limited = redis.call('HEXISTS', s.settings, 'limited') == 1 end
-  return s.limited
-end
-
--- n more jobs of an account hold a place, or fewer.
-local function hold(s, queue, account, n)
-  add_load(s, 'h ' .. queue, n)
-  add_load(s, 'h ' .. queue .. ' ' .. account, n)
-  -- An account that waited for a place of its own may have one now, and no runner else would look.
-  if n < 0 and not s.told and is_limited(s) then
-    s.told = true
-    tell(s, 'k', 'look')
-  end
+-- Slots more, or fewer.
+local function add_slots(s, queue, n)
+  if redis.call('HINCRBY', s.load, 's ' .. queue, n) <= 0 then redis.call('HDEL', s.load, 's ' .. queue) end
 end
 
 local function count(s, queue, account, state, n)
@@ -39,14 +19,32 @@ local function count(s, queue, account, state, n)
   s.counts[field] = (s.counts[field] or 0) + n
 end
 
--- Writes what a call has noted.
+-- Writes what a call has counted.
 local function settle(s)
-  for field, n in pairs(s.by) do
-    if n ~= 0 and redis.call('HINCRBY', s.load, field, n) == 0 then redis.call('HDEL', s.load, field) end
-  end
   for field, n in pairs(s.counts) do
     if n ~= 0 then redis.call('HINCRBY', s.counters, field, n) end
   end
+end
+
+local function is_limited(s)
+  if s.limited == nil then s.limited = redis.call('HEXISTS', s.settings, 'limited') == 1 end
+  return s.limited
+end
+
+-- Something may start that could not before, and runners would not look by themselves.
+local function wake(s)
+  if s.told then return end
+  s.told = true
+  tell(s, 'k', 'look')
+end
+
+-- The jobs of an account that run, by its lanes: one with limits is never in another.
+local function running(lanes)
+  local n = 0
+  for _, lane in ipairs(lanes) do
+    if redis.call('EXISTS', lane) == 1 then n = n + redis.call('XPENDING', lane, GROUP)[1] end
+  end
+  return n
 end
 
 -- The limits of an account: concurrency, rate per second, burst. The node itself has none.
@@ -66,13 +64,11 @@ local function limits_of(s, account)
 end
 
 -- Of `want` jobs of an account, how many may start now. Second: in how many ms one more may.
-local function allowance(s, queue, account, want)
+local function allowance(s, queue, account, lanes, want)
   local limits = limits_of(s, account)
   if not limits then return want end
   local n = want
-  if limits.concurrency then
-    n = math.min(n, limits.concurrency - load_of(s, 'h ' .. queue .. ' ' .. account))
-  end
+  if limits.concurrency then n = math.min(n, limits.concurrency - running(lanes)) end
   if n <= 0 then return 0 end
   if limits.rate then
     -- Generic cell rate algorithm: the time at which the bucket is full again tells how much is in it.
@@ -114,43 +110,50 @@ local function join(q, account)
   q.joined[account] = true
 end
 
--- The names and keys of a queue: its ready lane, its front lane and the turns.
+-- The name and the keys of a queue.
 local function queue_at(KEYS, k, name)
-  return { name = name, ready = KEYS[k], front = KEYS[k+1], turns = KEYS[k+2], joined = {} }
+  return { name = name, ready = KEYS[k], turns = KEYS[k+1], joined = {} }
 end
 
--- The lane of an account at a priority: QUEUE:ACCOUNT:PRIORITY.
+-- A lane of an account.
 local function home_at(key, name)
   return { key = key, name = name, account = string.match(name, ':(%d+):%d$') }
 end
 
--- Adds to the ready lane or to the front: their entries say whose they are.
-local function enter(s, name, key, value, account)
-  if not s[name] then
-    make_lane(s, name, key)
-    s[name] = true
+-- How many more the ready lane takes.
+local function room(s, q)
+  if not q.room then
+    local slots = tonumber(redis.call('HGET', s.load, 's ' .. q.name) or 0)
+    q.room = is_stopped(s, q) and 0 or slots - redis.call('XLEN', q.ready)
   end
-  return redis.call('XADD', key, '*', 'j', value, 'a', account)
+  return q.room
 end
 
--- Puts a job where it waits to be claimed: ready when there is room, else in the account's lane, or
--- in front of all when it was under way already. Where: the lane's name, and the entry.
+-- An entry of a lane goes; if it is the ready lane there is room for one more.
+local function drop_entry(lane, entry, q)
+  redis.call('XACK', lane, GROUP, entry)
+  redis.call('XDEL', lane, entry)
+  if q and q.room and lane == q.ready then q.room = q.room + 1 end
+end
+
+-- Puts a job where it waits to be claimed: where idle runners block, if there is room and the account
+-- has no other waiting, else in its lane. Where: the lane's name, and the entry.
 local function put(s, q, home, value, under_way)
   local account = home.account
-  local room = not is_stopped(s, q) and load_of(s, 's ' .. q.name) > load_of(s, 'h ' .. q.name)
-  if room and not under_way then
-    room = not waits(q, account) and allowance(s, q.name, account, 1) == 1
+  local limited = limits_of(s, account)
+  if room(s, q) > 0 and not limited and (under_way or not waits(q, account)) then
+    q.room = q.room - 1
+    if not q.made then
+      make_lane(s, q.name .. ':r', q.ready)
+      q.made = true
+    end
+    return q.name .. ':r', redis.call('XADD', q.ready, '*', 'j', value, 'a', account)
   end
-  if room then
-    hold(s, q.name, account, 1)
-    if not under_way then spend(s, q.name, account, 1) end
-    return q.name .. ':r', enter(s, q.name .. ':r', q.ready, value, account)
-  end
-  if under_way then return q.name .. ':f', enter(s, q.name .. ':f', q.front, value, account) end
   join(q, account)
-  if not s[home.name] then
+  if limited then wake(s) end
+  if not home.made then
     make_lane(s, home.name, home.key)
-    s[home.name] = true
+    home.made = true
   end
   return home.name, redis.call('XADD', home.key, '*', 'j', value)
 end

@@ -1,25 +1,22 @@
 -- Runners, and what operators set.
 
 -- What a runner adds to the load: `SLOTS QUEUE,QUEUE,…`; n: 1 when it comes, -1 when it goes.
-local function add_slots(s, service, n)
+local function add_service(s, service, n)
   local slots, queues = string.match(service, '^(%d+) (.*)$')
-  for queue in string.gmatch(queues, '[^,]+') do add_load(s, 's ' .. queue, n * tonumber(slots)) end
+  for queue in string.gmatch(queues, '[^,]+') do add_slots(s, queue, n * tonumber(slots)) end
 end
 
--- A runner begins. KEYS: shared, runners, what they serve, then ready and front of its queues
+-- A runner begins. KEYS: shared, runners, what they serve, then the ready lanes of its queues
 -- ARGV: name, ms that it counts as alive, what it serves, queues.  Reply: where control stands
 local function open(KEYS, ARGV)
   local s = shared(KEYS)
   local runners, services = KEYS[SHARED+1], KEYS[SHARED+2]
   for i = 4, #ARGV do
-    local k = SHARED + 3 + 2 * (i - 4)
-    make_lane(s, ARGV[i] .. ':r', KEYS[k])
-    make_lane(s, ARGV[i] .. ':f', KEYS[k+1])
+    make_lane(s, ARGV[i] .. ':r', KEYS[SHARED+2+i-3])
     redis.call('SADD', s.queues, ARGV[i])
   end
   redis.call('ZADD', runners, int(s.at + tonumber(ARGV[2])), ARGV[1])
-  if redis.call('HSETNX', services, ARGV[1], ARGV[3]) == 1 then add_slots(s, ARGV[3], 1) end
-  settle(s)
+  if redis.call('HSETNX', services, ARGV[1], ARGV[3]) == 1 then add_service(s, ARGV[3], 1) end
   local last = redis.call('XREVRANGE', s.control, '+', '-', 'COUNT', 1)
   return last[1] and last[1][1] or '0-0'
 end
@@ -30,8 +27,7 @@ local function beat(KEYS, ARGV)
   local s = shared(KEYS)
   redis.call('ZADD', KEYS[SHARED+1], int(s.at + tonumber(ARGV[2])), ARGV[1])
   if redis.call('HSETNX', KEYS[SHARED+2], ARGV[1], ARGV[3]) == 0 then return 1 end
-  add_slots(s, ARGV[3], 1)
-  settle(s)
+  add_service(s, ARGV[3], 1)
   return 0
 end
 
@@ -45,11 +41,10 @@ end
 local function give_up(KEYS, ARGV)
   local s = shared(KEYS)
   local service = redis.call('HGET', KEYS[SHARED+2], ARGV[1])
-  if service then add_slots(s, service, -1) end
+  if service then add_service(s, service, -1) end
   redis.call('ZREM', KEYS[SHARED+1], ARGV[1])
   redis.call('HDEL', KEYS[SHARED+2], ARGV[1])
   tell(s, 'k', 'lost', 'w', ARGV[1])
-  settle(s)
   return 'ok'
 end
 
@@ -109,26 +104,26 @@ local function set(KEYS, ARGV)
   return 'ok'
 end
 
--- What stands ready in a queue that was stopped waits in front instead. KEYS: shared, ready, front.
--- ARGV: queue, then entries of the ready lane: each with the record of its job in the keys.
+-- What stands ready in a queue that was stopped waits in lanes instead. KEYS: shared, queues, lanes, a
+-- record per entry.  ARGV: queues, lanes, then per entry of the ready lane: place of its lane, entry
 -- Reply: how many were moved
 local function shelve(KEYS, ARGV)
   local s = shared(KEYS)
-  local ready, front, queue = KEYS[SHARED+1], KEYS[SHARED+2], ARGV[1]
+  local _, homes, k, a = places_at(KEYS, SHARED + 1, ARGV, 1)
   local moved = 0
-  if redis.call('HEXISTS', s.settings, 'm ' .. queue) == 0 then return 0 end
-  for i = 2, #ARGV do
-    local entry, record = ARGV[i], KEYS[SHARED+1+i]
-    local e = redis.call('XRANGE', ready, entry, entry)
-    local at = 'q ' .. queue .. ':r ' .. entry
-    if e[1] and #redis.call('XPENDING', ready, GROUP, entry, entry, 1) == 0 and redis.call('GET', record) == at then
-      local value, account = e[1][2][2], e[1][2][4]
-      redis.call('XDEL', ready, entry)
-      hold(s, queue, account, -1)
-      redis.call('SET', record, 'q ' .. queue .. ':f ' .. enter(s, queue .. ':f', front, value, account))
+  while a <= #ARGV do
+    local home, entry, record = homes[tonumber(ARGV[a])], ARGV[a+1], KEYS[k]
+    local q = home.queue
+    local e = redis.call('XRANGE', q.ready, entry, entry)
+    local here = redis.call('GET', record) == 'q ' .. q.name .. ':r ' .. entry
+    if is_stopped(s, q) and here and e[1] and #redis.call('XPENDING', q.ready, GROUP, entry, entry, 1) == 0 then
+      redis.call('XDEL', q.ready, entry)
+      local name, new = put(s, q, home, with_attempts(e[1][2][2], attempts_of(e[1][2][2])), true)
+      redis.call('SET', record, 'q ' .. name .. ' ' .. new)
       moved = moved + 1
     end
+    k = k + 1
+    a = a + 2
   end
-  settle(s)
   return moved
 end

@@ -77,7 +77,7 @@ local function finish(KEYS, ARGV)
     local short = shortfall(keys, t)
     if short then return short end
   end
-  leave(s, j, lane, entry)
+  leave(s, lane, entry)
   conclude(s, j, ARGV[a+2], l.attempt, ARGV[a+3], payload_of(l.value), l)
   if t then put_task(keys, t) end
   append_events(events, ARGV, at)

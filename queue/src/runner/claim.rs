@@ -33,8 +33,15 @@ struct Reader {
 
 pub(super) async fn run(shared: Arc<Shared>, leases: mpsc::UnboundedSender<Lease>) {
     let lines = vec![Vec::new(); shared.options.queues.len()];
-    let mut claimer =
-        Claimer { shared, leases, reader: None, look_first: true, lines, pause: BLOCK };
+    let mut claimer = Claimer {
+        shared,
+        leases,
+        reader: None,
+        look_first: true,
+        lines,
+        short: Vec::new(),
+        pause: BLOCK,
+    };
     let mut failures = 0;
     while !claimer.shared.drain.is_cancelled() {
         let error = match claimer.claim().await {
@@ -69,8 +76,26 @@ struct Claimer {
     look_first: bool,
     /// Per queue, the accounts that waited for their turn at the last look.
     lines: Vec<Vec<String>>,
+    /// Accounts in whose lanes there was less than was granted.
+    short: Vec<String>,
     /// Until the next look, when nothing comes.
     pause: Duration,
+}
+
+/// What a runner may read itself.
+struct Grant {
+    account: String,
+    count: usize,
+    lanes: Vec<String>,
+}
+
+impl Grant {
+    fn read(value: Value) -> Option<Self> {
+        let [account, count, lanes] = <[Value; 3]>::try_from(array(value)).ok()?;
+        let Value::Int(count) = count else { return None };
+        let account = stored::text(account)?;
+        Some(Self { account, count: count.try_into().ok()?, lanes: words(lanes) })
+    }
 }
 
 impl Claimer {
@@ -102,8 +127,7 @@ impl Claimer {
         self.deliver(came, free).await
     }
 
-    /// What may start now: what was under way first, then account by account in turn, the most
-    /// urgent jobs of each first.
+    /// What may start now, account by account in turn.
     async fn take_turns(&mut self, count: usize) -> RedisResult<Vec<(Place, Content)>> {
         let mut given = Vec::new();
         for _ in 0..ROUNDS {
@@ -115,10 +139,21 @@ impl Claimer {
                 Some(Value::Int(ms)) => u64::try_from(ms).map_or(BLOCK, Duration::from_millis),
                 Some(_) | None => BLOCK,
             };
-            let queues = self.lines.len();
-            let lines: Vec<Vec<String>> = reply.by_ref().take(queues).map(words).collect();
+            let grants: Vec<Grant> = reply
+                .next()
+                .map(array)
+                .unwrap_or_default()
+                .into_iter()
+                .filter_map(Grant::read)
+                .collect();
+            let lines: Vec<Vec<String>> =
+                reply.by_ref().take(self.lines.len()).map(words).collect();
             given.extend(reply.filter_map(stored::entries).flat_map(placed));
             let known = std::mem::replace(&mut self.lines, lines);
+            self.short.clear();
+            for grant in grants {
+                self.read(grant, &mut given).await?;
+            }
             let grew = self.lines.iter().zip(known).any(|(now, then)| {
                 let mut now = now.iter();
                 now.any(|account| !then.contains(account))
@@ -130,15 +165,36 @@ impl Claimer {
         Ok(given)
     }
 
+    /// Reads what was granted. Where there is less, the account's turn may be over: the next claim
+    /// sees to that.
+    async fn read(&mut self, grant: Grant, given: &mut Vec<(Place, Content)>) -> RedisResult<()> {
+        let mut left = grant.count;
+        for lane in grant.lanes {
+            let mut read = redis::cmd("XREADGROUP");
+            read.arg("GROUP").arg(keys::GROUP).arg(&self.shared.options.name);
+            read.arg("COUNT").arg(left).arg("STREAMS").arg(lane).arg(">");
+            let reply: Value = self.shared.queue.link.once(&read).await?;
+            let before = given.len();
+            given.extend(array(reply).into_iter().filter_map(stored::entries).flat_map(placed));
+            left -= (given.len() - before).min(left);
+            if left == 0 {
+                return Ok(());
+            }
+        }
+        self.short.push(grant.account);
+        Ok(())
+    }
+
     fn claim_call(&self, count: usize) -> Call {
         let queues = &self.shared.options.queues;
         let mut call = Call::shared("claim").arg(&self.shared.options.name);
         call = call.num(count).num(queues.len());
         for (queue, line) in queues.iter().zip(&self.lines) {
-            call = with_queue(call, queue).arg(queue).num(line.len()).args(line);
+            call = with_queue(call, queue).arg(queue).num(line.len());
             for account in line {
-                let lanes = (0..keys::PRIORITIES).map(|p| keys::lane_of(queue, account, p));
+                let lanes = (0..keys::LANES_OF_ACCOUNT).map(|p| keys::lane_of(queue, account, p));
                 call = call.keys(lanes.map(|lane| keys::lane(&lane)));
+                call = call.arg(account).num(u8::from(self.short.contains(account)));
             }
         }
         call
@@ -189,11 +245,7 @@ impl Claimer {
             }
         };
         self.reader = Some(reader);
-        let lanes = match reply {
-            Value::Array(lanes) => lanes,
-            _ => Vec::new(),
-        };
-        Ok(lanes.into_iter().filter_map(stored::entries).flat_map(placed).collect())
+        Ok(array(reply).into_iter().filter_map(stored::entries).flat_map(placed).collect())
     }
 
     /// Makes leases of entries; gives back those for which no slot is free.
@@ -328,8 +380,12 @@ impl Claimer {
 }
 
 fn words(value: Value) -> Vec<String> {
+    array(value).into_iter().filter_map(stored::text).collect()
+}
+
+fn array(value: Value) -> Vec<Value> {
     match value {
-        Value::Array(values) => values.into_iter().filter_map(stored::text).collect(),
+        Value::Array(values) => values,
         _ => Vec::new(),
     }
 }

@@ -57,47 +57,52 @@ pub(super) fn judge(endings: usize, fenced: &[usize]) -> Vec<bool> {
 }
 
 pub(super) fn call(owner: &str, endings: &[Ending]) -> Call {
-    let mut lanes: Vec<Span> = Vec::new();
+    let mut groups: Vec<Group> = Vec::new();
     let mut places = Vec::with_capacity(endings.len());
     for ending in endings {
-        let at = lanes.iter().position(|span| span.lane == ending.place.lane);
-        places.push(at.unwrap_or(lanes.len()) + 1);
+        let at = groups.iter().position(|group| group.is_of(ending));
+        places.push(at.unwrap_or(groups.len()) + 1);
         match at {
-            Some(at) => lanes[at].include(&ending.place.entry),
-            None => lanes.push(Span::of(&ending.place)),
+            Some(at) => groups[at].include(&ending.place.entry),
+            None => groups.push(Group::of(ending)),
         }
     }
     let mut call = Call::shared("finish_many")
-        .keys(lanes.iter().map(|span| keys::lane(span.lane)))
+        .keys(groups.iter().map(|group| keys::lane(&group.one.place.lane)))
         .arg(owner)
-        .num(lanes.len());
-    for span in &lanes {
-        call = call.args([keys::queue_of(span.lane), span.first, span.last]);
+        .num(groups.len());
+    for Group { one, first, last } in &groups {
+        call = call.arg(keys::queue_of(&one.place.lane)).arg(&one.account).arg(one.state);
+        call = call.num(one.attempt).arg(first).arg(last);
     }
     for (ending, place) in endings.iter().zip(places) {
         call = call
             .key(keys::record(ending.id))
             .num(place)
             .arg(&ending.place.entry)
-            .arg(ending.id.to_string())
-            .arg(&ending.account)
-            .arg(ending.state)
-            .num(ending.attempt)
             .num(format_args!("{}\n{}", ending.outcome, ending.payload));
     }
     call
 }
 
-/// From the first to the last entry of some leases of one lane.
-struct Span<'a> {
-    lane: &'a str,
+/// Endings that have everything in common but the job, from their first to their last entry.
+struct Group<'a> {
+    one: &'a Ending,
     first: &'a str,
     last: &'a str,
 }
 
-impl<'a> Span<'a> {
-    fn of(place: &'a Place) -> Self {
-        Self { lane: &place.lane, first: &place.entry, last: &place.entry }
+impl<'a> Group<'a> {
+    fn of(one: &'a Ending) -> Self {
+        Self { one, first: &one.place.entry, last: &one.place.entry }
+    }
+
+    fn is_of(&self, other: &Ending) -> bool {
+        let one = self.one;
+        one.place.lane == other.place.lane
+            && one.account == other.account
+            && one.state == other.state
+            && one.attempt == other.attempt
     }
 
     fn include(&mut self, entry: &'a str) {
@@ -113,17 +118,26 @@ impl<'a> Span<'a> {
 mod tests {
     use super::*;
 
-    fn place(entry: &str) -> Place {
-        Place { lane: "volume:2".into(), entry: entry.into() }
+    fn ending(entry: &str) -> Ending {
+        Ending {
+            place: Place { lane: "volume:1:2".into(), entry: entry.into() },
+            id: JobId([1; 16]),
+            account: "1".into(),
+            state: "succeeded",
+            outcome: "{}".into(),
+            attempt: 1,
+            payload: "".into(),
+        }
     }
 
     #[test]
-    fn a_span_grows_by_number_not_by_letter() {
-        let places = ["9-0", "10-2", "10-10", "2-5"].map(place);
-        let mut span = Span::of(&places[0]);
-        for place in &places[1..] {
-            span.include(&place.entry);
+    fn a_group_grows_by_number_not_by_letter() {
+        let endings = ["9-0", "10-2", "10-10", "2-5"].map(ending);
+        let mut group = Group::of(&endings[0]);
+        for ending in &endings[1..] {
+            assert!(group.is_of(ending));
+            group.include(&ending.place.entry);
         }
-        assert_eq!((span.first, span.last), ("2-5", "10-10"));
+        assert_eq!((group.first, group.last), ("2-5", "10-10"));
     }
 }

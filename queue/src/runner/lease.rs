@@ -347,10 +347,7 @@ impl Shared {
     }
 
     /// Gives back what was claimed and cannot be done now, as if it had not been tried.
-    pub(super) async fn give_back(
-        &self,
-        leases: &[(Place, Identity)],
-    ) -> Result<u64, QueueError> {
+    pub(super) async fn give_back(&self, leases: &[(Place, Identity)]) -> Result<u64, QueueError> {
         give_back(&self.queue.link, &self.options.name, Counts::No, leases).await
     }
 }

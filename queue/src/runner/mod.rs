@@ -204,7 +204,7 @@ impl Shared {
     /// Registers; the position of the control stream from which to listen.
     async fn open(&self) -> Result<String, QueueError> {
         let queues = &self.options.queues;
-        let lanes = queues.iter().flat_map(|q| [keys::ready(q), keys::front(q)]);
+        let lanes = queues.iter().map(|queue| keys::ready(queue));
         let call = Call::shared("open")
             .keys([keys::RUNNERS, keys::SERVICES])
             .keys(lanes.map(|lane| keys::lane(&lane)))

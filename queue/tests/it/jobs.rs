@@ -93,7 +93,8 @@ async fn an_ended_job_leaves_nothing_but_a_record_that_expires() {
     lease.print(&rhizome_model::api::OutputChunk::Stdout { data: "aGk=".into() }).await.unwrap();
     lease.finish(&Outcome::Cancelled).await.unwrap();
     let mut wire = server.wire().await;
-    for key in [format!("{{n}}:job:{}", job.id),
+    for key in [
+        format!("{{n}}:job:{}", job.id),
         format!("{{n}}:more:{}", job.id),
         format!("{{n}}:output:{}", job.id),
     ] {

@@ -172,7 +172,7 @@ impl Real {
     /// The hour of pause is over.
     async fn make_due(&mut self, id: JobId) {
         let mut add = redis::cmd("ZADD");
-        add.arg("{n}:delayed").arg("XX").arg(1).arg(format!("{id} volume:1:1"));
+        add.arg("{n}:delayed").arg("XX").arg(1).arg(format!("{id} volume:1:2"));
         add.query_async::<()>(&mut self.wire).await.unwrap();
         let stop = tokio_util::sync::CancellationToken::new();
         let (queue, token) = (self.queue.clone(), stop.clone());

@@ -145,12 +145,11 @@ pub async fn state(queue: &Queue, id: JobId) -> JobState {
 pub fn maintain(queue: &Queue) -> DropGuard {
     let stop = CancellationToken::new();
     let (queue, token) = (queue.clone(), stop.clone());
-    let options =
-        MaintainOptions {
-            sweep: Duration::from_millis(100),
-            grace: Duration::from_millis(1000),
-            fence: None,
-        };
+    let options = MaintainOptions {
+        sweep: Duration::from_millis(100),
+        grace: Duration::from_millis(1000),
+        fence: None,
+    };
     tokio::spawn(async move { queue.maintain_with(options, token).await });
     stop.drop_guard()
 }

@@ -25,12 +25,12 @@ async fn a_fenced_finish_does_not_fail_its_neighbours() {
     // Every third is no longer ours.
     let mut wire = server.wire().await;
     let (mut lost, mut pending) = (HashSet::new(), redis::cmd("XPENDING"));
-    pending.arg("{n}:lane:volume:1:1").arg("g").arg("-").arg("+").arg(MANY);
+    pending.arg("{n}:lane:volume:1:2").arg("g").arg("-").arg("+").arg(MANY);
     let held: redis::streams::StreamPendingCountReply =
         pending.query_async(&mut wire).await.unwrap();
     for (n, entry) in held.ids.iter().enumerate().filter(|(n, _)| n % 3 == 0) {
         let mut claim = redis::cmd("XCLAIM");
-        claim.arg("{n}:lane:volume:1:1").arg("g").arg("thief").arg(0).arg(&entry.id);
+        claim.arg("{n}:lane:volume:1:2").arg("g").arg("thief").arg(0).arg(&entry.id);
         claim.query_async::<redis::Value>(&mut wire).await.unwrap();
         lost.insert(jobs[n].id);
     }
