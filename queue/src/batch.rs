@@ -58,7 +58,7 @@ where
     W: Future<Output = Result<Vec<O>, QueueError>>,
 {
     let mut asked = Vec::new();
-    while items.lock().await.recv_many(&mut asked, BATCH).await > 0 {
+    while take(&mut *items.lock().await, &mut asked).await {
         let (batch, answers): (Vec<_>, Vec<_>) =
             asked.drain(..).map(|asked| (asked.item, asked.answer)).unzip();
         // Who no longer waits for its answer does not get one.
@@ -71,6 +71,20 @@ where
             }),
         }
     }
+}
+
+/// Takes what is there, and what those ask who are about to run anyway; false at the end.
+async fn take<T>(inbox: &mut mpsc::Receiver<T>, asked: &mut Vec<T>) -> bool {
+    if inbox.recv_many(asked, BATCH).await == 0 {
+        return false;
+    }
+    tokio::task::yield_now().await;
+    while asked.len() < BATCH
+        && let Ok(more) = inbox.try_recv()
+    {
+        asked.push(more);
+    }
+    true
 }
 
 #[cfg(test)]

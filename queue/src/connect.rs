@@ -58,7 +58,7 @@ pub(crate) async fn prepare(link: &Link, config: &QueueConfig) -> Result<(), Que
             set(link, name, value).await?;
         }
     }
-    link.load().await.map_err(QueueError::Unavailable)
+    link.prepare().await
 }
 
 async fn set(link: &Link, name: &str, value: &str) -> Result<(), QueueError> {

@@ -124,6 +124,17 @@ impl Link {
         }
     }
 
+    /// Loads the functions, patiently.
+    pub(crate) async fn prepare(&self) -> Result<(), QueueError> {
+        let mut patience = Patience::new(self.patience);
+        loop {
+            match self.load().await {
+                Ok(()) => return Ok(()),
+                Err(error) => patience.after(error).await?,
+            }
+        }
+    }
+
     pub(crate) async fn call<T: FromRedisValue>(&self, call: &Call) -> Result<T, QueueError> {
         let mut patience = Patience::new(self.patience);
         loop {
