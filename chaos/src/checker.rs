@@ -124,6 +124,13 @@ impl Story<'_> {
         self.state() == Some(JobState::Succeeded)
     }
 
+    /// Whether a runner may have died in one of so many attempts; also before it could say that it
+    /// began.
+    fn may_have_died(&self, attempts: u32) -> bool {
+        let last = self.attempts.last().map_or(0, |attempt| attempt.number);
+        last < attempts || self.attempts.iter().any(attempts::Attempt::may_have_died)
+    }
+
     /// When somebody saw first that it had ended, and how.
     fn seen_ended(&self) -> impl Iterator<Item = (Instant, JobState)> {
         self.lines.iter().filter_map(|line| match &line.what {
@@ -222,7 +229,7 @@ impl Verdict {
                 job.parent.is_some() || story.any(|what| matches!(what, What::Cancelling))
             }
             JobState::Expired => job.expires_at.is_some(),
-            JobState::Quarantined => story.attempts.iter().any(|a| a.may_have_died()),
+            JobState::Quarantined => story.may_have_died(record.attempts),
             JobState::Waiting | JobState::Queued | JobState::Delayed | JobState::Running => false,
         };
         if !by_plan {

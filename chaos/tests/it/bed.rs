@@ -35,7 +35,7 @@ const FAULTS: [Fault; 6] = [
     Fault::DeadAfter,
 ];
 /// Runs at a time, each with a redis-server of its own: mostly they wait.
-const AT_A_TIME: usize = 4;
+const AT_A_TIME: usize = 8;
 pub const QUEUE: &str = "volume";
 /// No step of a client needs as many.
 const MOST: u64 = 60;
@@ -55,6 +55,8 @@ pub struct Bed {
     pub jobs: Vec<JobId>,
     /// Where files of this run may lie.
     pub folder: PathBuf,
+    /// Which requests of the step count.
+    pub counts: proxy::Selector,
     plan: proxy::Plan,
     names: Vec<String>,
     fired: bool,
@@ -136,6 +138,7 @@ impl Bed {
             history: History::default(),
             jobs: Vec::new(),
             folder: server.folder().to_owned(),
+            counts,
             plan,
             names: Vec::new(),
             fired: false,
@@ -151,7 +154,7 @@ impl Bed {
     where
         E: std::error::Error + Send + Sync + 'static,
     {
-        self.proxy.count(counts, self.plan.clone());
+        self.proxy.count(self.counts, self.plan.clone());
         let done = tokio::select! {
             done = tokio::time::timeout(DEADLINE, step) => Some(done),
             () = self.proxy.died() => None,

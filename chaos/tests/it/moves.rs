@@ -15,6 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bed::{Bed, QUEUE, fail_everywhere, options, until, upkeep};
 
+/// What else there is in a round takes no longer.
+const ROUND: Duration = Duration::from_millis(40);
+
 /// Upkeep through the proxy, until the job is no longer in that state.
 async fn maintain_until_not(
     bed: &mut Bed,
@@ -34,8 +37,7 @@ async fn maintain_until_not(
         });
         // In vain: then the checker says what is wrong.
         let _ = moved.await;
-        // What else there is in this round.
-        tokio::time::sleep(Duration::from_millis(40)).await;
+        tokio::time::sleep(ROUND).await;
     };
     bed.step(async {
         tokio::join!(maintained, looked);
@@ -208,10 +210,14 @@ async fn submit_what_is_periodic() {
 /// Upkeep until the runner has a job.
 async fn tick(queue: Queue, mut runner: Runner) -> Result<(Runner, Option<Lease>), QueueError> {
     let stop = CancellationToken::new();
-    let maintained = queue.maintain_with(upkeep(), stop.clone());
+    // Two rounds: one at the beginning, one when a slot begins.
+    let options = MaintainOptions { sweep: Duration::from_secs(10), ..upkeep() };
+    let maintained = queue.maintain_with(options, stop.clone());
     let taken = async {
         let _stop = stop.clone().drop_guard();
-        runner.next().await
+        let lease = runner.next().await;
+        tokio::time::sleep(ROUND).await;
+        lease
     };
     let ((), lease) = tokio::join!(maintained, taken);
     Ok((runner, lease))

@@ -2,7 +2,7 @@
 
 use rhizome_chaos::history::What;
 use rhizome_model::{Job, JobId};
-use rhizome_queue::Submission;
+use rhizome_queue::{Durability, Queue, QueueConfig, Submission};
 
 use crate::bed::{Bed, fail_everywhere};
 
@@ -19,6 +19,22 @@ async fn submit(bed: &mut Bed, jobs: &[Job]) -> anyhow::Result<()> {
             bed.submitted(jobs, Some(answers))
         }
     }
+}
+
+/// What comes before anything else, on a redis-server that does not know the functions yet.
+#[tokio::test]
+async fn connect() {
+    fail_everywhere(async |bed| {
+        bed.counts = |_| true;
+        let socket = bed.proxy.socket().to_owned();
+        let config = QueueConfig { socket, durability: Durability::Always };
+        let job = bed.job()?;
+        bed.submitting(std::slice::from_ref(&job));
+        let step = async { Queue::connect(&config).await?.submit(std::slice::from_ref(&job)).await };
+        let answers = bed.step(step).await?;
+        bed.submitted(std::slice::from_ref(&job), answers)
+    })
+    .await;
 }
 
 #[tokio::test]
