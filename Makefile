@@ -9,7 +9,7 @@ export RHIZOME_TEST_IMAGE := $(CURDIR)/$(IMAGES)/busybox.tar
 KERNEL := build/kernel/vmlinuz
 export RHIZOME_TEST_KERNEL := $(CURDIR)/$(KERNEL)
 
-.PHONY: help setup build release demo test lint bench chaos clean
+.PHONY: help setup build release demo test lint bench bench-peers chaos clean
 
 help: ## Show this help
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile
@@ -56,10 +56,11 @@ chaos: setup ## Kill, freeze and cut while 100,000 jobs run; prints its SEED, an
 	target/debug/chaos --jobs $(JOBS) --runners $(RUNNERS) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 	RHIZOME_POWER_CUTS=$(CUTS) cargo nextest run --locked -p rhizome-chaos --run-ignored all -E 'test(/^power::/)'
 
-bench-peers: setup ## Measure: the queue beside other queues on Redis (bench/README.md)
+bench-peers: ## Measure: the queue beside other queues on Redis (bench/README.md)
+	@scripts/setup.sh
 	@if command -v npm >/dev/null; then npm ci --prefix bench/node --no-fund --no-audit --silent; \
 	else echo "npm is missing (apt-get install nodejs npm): BullMQ on Node is left out"; fi
-	cargo build --locked --release --manifest-path bench/Cargo.toml
+	cargo build --release --manifest-path bench/Cargo.toml
 	bench/target/release/peers
 
 clean: ## Remove what was built
