@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use rhizome_model::{Job, JobId};
 
@@ -39,6 +40,7 @@ pub(crate) struct Identity {
     pub(crate) most: u32,
     /// 0 when it may start at once.
     pub(crate) starts_at: i64,
+    account: Arc<str>,
     plain: bool,
 }
 
@@ -50,6 +52,7 @@ impl Identity {
             order: job.order.clone(),
             most: job.max_attempts,
             starts_at: job.starts_at.unwrap_or_default(),
+            account: job.account.to_string().into(),
             plain: !is_special(job),
         }
     }
@@ -61,7 +64,8 @@ impl Identity {
 
     /// Of a job whose payload is not there.
     pub(crate) fn of_member(member: Member) -> Self {
-        Self { member, unique: None, order: None, most: 1, starts_at: 0, plain: false }
+        let account = member.home.split(':').nth(1).unwrap_or_default().into();
+        Self { member, unique: None, order: None, most: 1, starts_at: 0, account, plain: false }
     }
 
     /// Of a job of which nothing is left.
@@ -82,8 +86,8 @@ impl Identity {
         keys::queue_of(&self.member.home)
     }
 
-    pub(crate) fn account(&self) -> &str {
-        self.member.home.split(':').nth(1).unwrap_or_default()
+    pub(crate) fn account(&self) -> &Arc<str> {
+        &self.account
     }
 
     /// The lane in which it waits when it was under way already.

@@ -1,5 +1,7 @@
 //! What a runner holds, as the lanes' groups know it; and giving it back.
 
+use std::sync::Arc;
+
 use redis::Value;
 use redis::streams::StreamPendingCountReply;
 use rhizome_model::Outcome;
@@ -14,8 +16,8 @@ use crate::{BATCH, QueueError, jobs, keys};
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Place {
     /// The lane's name.
-    pub(crate) lane: String,
-    pub(crate) entry: String,
+    pub(crate) lane: Arc<str>,
+    pub(crate) entry: Arc<str>,
 }
 
 /// Whether the attempt of a lease that is given back counts.
@@ -55,7 +57,7 @@ pub(crate) async fn held_by(
             link.query_all(look.ignore_errors()).await?;
         for (lane, entries) in some.iter().zip(pending) {
             let entries = entries.into_iter().flat_map(|p| p.ids);
-            held.extend(entries.map(|e| Place { lane: lane.clone(), entry: e.id }));
+            held.extend(entries.map(|e| Place { lane: lane.as_str().into(), entry: e.id.into() }));
         }
     }
     held.truncate(BATCH);
@@ -64,7 +66,7 @@ pub(crate) async fn held_by(
     }
     let mut read = redis::pipe();
     for place in &held {
-        read.cmd("XRANGE").arg(keys::lane(&place.lane)).arg(&place.entry).arg(&place.entry);
+        read.cmd("XRANGE").arg(keys::lane(&place.lane)).arg(&*place.entry).arg(&*place.entry);
     }
     let contents: Vec<Vec<Value>> = link.query_all(&read).await?;
     let with_content = |(place, mut found): (Place, Vec<Value>)| {
@@ -96,7 +98,7 @@ pub(crate) async fn give_back(
         for ((place, identity), again) in some.iter().zip(&again) {
             call = identity.write(call).key(keys::lane(&place.lane));
             call = call.num(places.place(again)).num(identity.most);
-            call = call.arg(&place.entry);
+            call = call.arg(&*place.entry);
         }
         given += link.call::<u64>(&call).await?;
     }

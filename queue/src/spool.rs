@@ -41,7 +41,7 @@ impl Spool {
 
     /// On disk when it returns.
     pub(crate) fn put(&self, link: &Link, call: &Call, places: &[Place]) -> io::Result<()> {
-        let places = places.iter().map(|p| (p.lane.clone(), p.entry.clone())).collect();
+        let places = places.iter().map(|p| (p.lane.to_string(), p.entry.to_string())).collect();
         let kept = Kept { words: call.words(link), places };
         fs::create_dir_all(&self.folder)?;
         let name = format!("{:020}", self.next.fetch_add(1, Ordering::Relaxed));
@@ -81,7 +81,10 @@ impl Spool {
             let answer: redis::Value = link.query(&cmd).await?;
             tracing::debug!(file = %path.display(), ?answer, "delivered a spooled outcome");
             fs::remove_file(&path).map_err(|e| unreadable(&path, &e))?;
-            delivered.extend(kept.places.into_iter().map(|(lane, entry)| Place { lane, entry }));
+            delivered.extend(kept.places.into_iter().map(|(lane, entry)| Place {
+                lane: lane.into(),
+                entry: entry.into(),
+            }));
         }
         Ok(delivered)
     }

@@ -396,8 +396,8 @@ fn array(value: Value) -> Vec<Value> {
 fn placed(
     (key, entries): (String, Vec<(String, Content)>),
 ) -> impl Iterator<Item = (Place, Content)> {
-    let lane = keys::lane_name(&key).to_owned();
-    entries.into_iter().map(move |(entry, content)| (Place { lane: lane.clone(), entry }, content))
+    let lane: Arc<str> = keys::lane_name(&key).into();
+    entries.into_iter().map(move |(entry, content)| (Place { lane: lane.clone(), entry: entry.into() }, content))
 }
 
 impl Reader {

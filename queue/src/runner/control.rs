@@ -48,7 +48,8 @@ fn hear(shared: &Shared, message: &StreamId) {
     }
     match message.get::<String>("k").as_deref() {
         Some("cancel") => {
-            if let (Some(lane), Some(entry)) = (message.get("l"), message.get("s")) {
+            let word = |field| message.get::<String>(field).map(Arc::from);
+            if let (Some(lane), Some(entry)) = (word("l"), word("s")) {
                 shared.held.cancel(Place { lane, entry });
             }
         }

@@ -15,7 +15,7 @@ use crate::{QueueError, keys};
 pub(crate) struct Ending {
     pub(crate) place: Place,
     pub(crate) id: JobId,
-    pub(crate) account: String,
+    pub(crate) account: Arc<str>,
     pub(crate) state: &'static str,
     pub(crate) outcome: String,
     pub(crate) attempt: u32,
@@ -34,7 +34,7 @@ pub(super) fn state_of(outcome: &Outcome) -> &'static str {
 impl Ending {
     pub(super) fn new(
         place: &Place,
-        (id, account): (JobId, &str),
+        (id, account): (JobId, &Arc<str>),
         outcome: &Outcome,
         attempt: u32,
         payload: &Arc<str>,
@@ -42,7 +42,7 @@ impl Ending {
         Ok(Self {
             place: place.clone(),
             id,
-            account: account.to_owned(),
+            account: account.clone(),
             state: state_of(outcome),
             outcome: to_json(outcome)?,
             attempt,
@@ -72,14 +72,14 @@ pub(super) fn call(owner: &str, endings: &[Ending]) -> Call {
         .arg(owner)
         .num(groups.len());
     for Group { one, first, last } in &groups {
-        call = call.arg(keys::queue_of(&one.place.lane)).arg(&one.account).arg(one.state);
+        call = call.arg(keys::queue_of(&one.place.lane)).arg(&*one.account).arg(one.state);
         call = call.num(one.attempt).arg(first).arg(last);
     }
     for (ending, place) in endings.iter().zip(places) {
         call = call
             .key(keys::record(ending.id))
             .num(place)
-            .arg(&ending.place.entry)
+            .arg(&*ending.place.entry)
             .num(format_args!("{}\n{}", ending.outcome, ending.payload));
     }
     call
