@@ -152,6 +152,12 @@ impl Proxy {
         }
     }
 
+    /// Whether a fault is planned that has not happened yet.
+    pub fn waits_for_fault(&self) -> bool {
+        let state = self.shared.locked();
+        matches!(state.plan, Plan::Nth(..)) && state.fired == 0
+    }
+
     /// Nobody comes through any more.
     pub fn die(&self) {
         self.shared.die();

@@ -92,7 +92,23 @@ pub(super) fn judge(story: &Story<'_>, mut blame: impl FnMut(String)) {
     if story.attempts.iter().filter_map(|a| a.answer).filter(told).count() > 1 {
         blame("more than one runner was told that it ended the job".into());
     }
-    judge_numbers(story, blame);
+    judge_numbers(story, &mut blame);
+    judge_memory(story, blame);
+}
+
+/// What the queue remembers of the attempts is what they were.
+fn judge_memory(story: &Story<'_>, mut blame: impl FnMut(String)) {
+    let Some(record) = story.record else { return };
+    let plan = Plan::of(&record.job).unwrap_or_default();
+    for attempt in story.attempts.iter().filter(|attempt| !attempt.was_released(&plan)) {
+        let remembered = record.history.iter().find(|known| known.number == attempt.number);
+        if remembered.is_none_or(|known| known.runner != attempt.runner) {
+            blame(format!(
+                "attempt {} was on {}, and is remembered as {remembered:?}",
+                attempt.number, attempt.runner
+            ));
+        }
+    }
 }
 
 /// An attempt that counts has a number of its own, and there are not too many.

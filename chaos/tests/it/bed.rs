@@ -5,6 +5,7 @@
 //! again for each of them and each fault; the checker must be content each time.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -26,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 pub const DEADLINE: Duration = Duration::from_secs(20);
 /// Longer than a busy machine lets a runner wait for its turn.
 const SILENCE: Duration = Duration::from_secs(3);
+/// A round of upkeep takes no longer, on an idle machine.
+const ROUND: Duration = Duration::from_millis(40);
 const FAULTS: [Fault; 6] = [
     Fault::Before,
     Fault::InReply,
@@ -50,9 +53,11 @@ pub struct Bed {
     pub near: Queue,
     /// Through the proxy. Once its process is dead, nobody may use it any more.
     pub far: Queue,
-    pub proxy: Proxy,
+    pub proxy: Arc<Proxy>,
     pub history: History,
     pub jobs: Vec<JobId>,
+    /// Who has what the scenario takes.
+    pub runner: String,
     /// Where files of this run may lie.
     pub folder: PathBuf,
     /// Which requests of the step count.
@@ -125,10 +130,19 @@ pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) -> anyhow::
     Ok(())
 }
 
+/// For steps that go on by themselves: until the fault has happened, or what else comes has come.
+pub async fn linger(proxy: &Proxy) {
+    tokio::time::sleep(ROUND).await;
+    let end = tokio::time::Instant::now() + 20 * ROUND;
+    while proxy.waits_for_fault() && tokio::time::Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+}
+
 impl Bed {
     async fn new(server: &Server, plan: proxy::Plan) -> anyhow::Result<Self> {
         let socket = server.folder().join("proxy.sock");
-        let proxy = Proxy::start(&socket, &server.socket())?;
+        let proxy = Arc::new(Proxy::start(&socket, &server.socket())?);
         let near = Queue::connect(&server.config()).await?;
         let far = Queue::connect(&QueueConfig { socket, ..server.config() }).await?;
         Ok(Self {
@@ -137,6 +151,7 @@ impl Bed {
             proxy,
             history: History::default(),
             jobs: Vec::new(),
+            runner: "far".into(),
             folder: server.folder().to_owned(),
             counts,
             plan,
@@ -231,17 +246,18 @@ impl Bed {
 
     pub fn began(&self, lease: &Lease) {
         let (attempt, pid) = (lease.attempt, std::process::id());
-        self.history.note(lease.job.id, What::Began { attempt, runner: "far".into(), pid });
+        self.history.note(lease.job.id, What::Began { attempt, runner: self.runner.clone(), pid });
     }
 
     pub fn ended(&self, lease: &Lease) {
         let attempt = lease.attempt;
-        self.history.note(lease.job.id, What::Ended { attempt, runner: "far".into() });
+        self.history.note(lease.job.id, What::Ended { attempt, runner: self.runner.clone() });
     }
 
     pub fn told(&self, lease: &Lease, answer: Answer) {
         let attempt = lease.attempt;
-        self.history.note(lease.job.id, What::Told { attempt, runner: "far".into(), answer });
+        self.history
+            .note(lease.job.id, What::Told { attempt, runner: self.runner.clone(), answer });
     }
 
     /// The next job of the client's runner.

@@ -10,7 +10,7 @@ use rhizome_model::{Code, Event, Failure, Job, JobState, Outcome, What as Happen
 use rhizome_queue::{Lease, QueueError, Retried, Runner};
 use serde_json::json;
 
-use crate::bed::{Bed, fail_everywhere, options, until};
+use crate::bed::{Bed, fail_everywhere, linger, options, until};
 
 fn failure() -> Failure {
     Failure::new(Code::ToolFailed, "as it was planned")
@@ -97,13 +97,14 @@ async fn claim_what_is_too_late() {
         bed.given(&job).await?;
         bed.will_run();
         let (far, options) = (bed.far.clone(), options("far", 2));
-        let near = bed.near.clone();
+        let (near, proxy) = (bed.near.clone(), bed.proxy.clone());
         let step = async {
             let runner = far.runner(options).await?;
             let ended = until("it is expired", async || {
                 near.job(job.id).await.is_ok_and(|r| r.is_none_or(|r| r.state.is_ended()))
             });
             let _ = ended.await;
+            linger(&proxy).await;
             Ok::<_, QueueError>(runner)
         };
         bed.step(step).await?;

@@ -13,10 +13,7 @@ use rhizome_queue::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::bed::{Bed, QUEUE, fail_everywhere, options, until, upkeep};
-
-/// What else there is in a round takes no longer.
-const ROUND: Duration = Duration::from_millis(40);
+use crate::bed::{Bed, QUEUE, fail_everywhere, linger, options, until, upkeep};
 
 /// Upkeep through the proxy, until the job is no longer in that state.
 async fn maintain_until_not(
@@ -25,6 +22,7 @@ async fn maintain_until_not(
     state: JobState,
 ) -> anyhow::Result<Option<()>> {
     let (far, near, stop) = (bed.far.clone(), bed.near.clone(), CancellationToken::new());
+    let proxy = bed.proxy.clone();
     // Who is silent now was silent long enough.
     // One sweep, at the beginning.
     let sweep = Duration::from_secs(10);
@@ -37,7 +35,7 @@ async fn maintain_until_not(
         });
         // In vain: then the checker says what is wrong.
         let _ = moved.await;
-        tokio::time::sleep(ROUND).await;
+        linger(&proxy).await;
     };
     bed.step(async {
         tokio::join!(maintained, looked);
@@ -177,13 +175,15 @@ async fn submit_what_is_periodic() {
         bed.near.set_periodic(std::slice::from_ref(&periodic)).await?;
         // Its id is not known before: a runner says what there is.
         let runner = bed.far_runner(1).await?;
-        let step = tick(bed.far.clone(), runner);
+        let proxy = bed.proxy.clone();
+        let step = tick(bed.far.clone(), runner, &proxy);
         let taken = match bed.step(step).await? {
             Some(taken) => taken,
             None => {
                 bed.near.release_runner("far").await?;
+                bed.runner = "second".into();
                 let second = bed.near.runner(options("second", 1)).await?;
-                tick(bed.near.clone(), second).await?
+                tick(bed.near.clone(), second, &proxy).await?
             }
         };
         bed.near.set_periodic(&[]).await?;
@@ -208,7 +208,11 @@ async fn submit_what_is_periodic() {
 }
 
 /// Upkeep until the runner has a job.
-async fn tick(queue: Queue, mut runner: Runner) -> Result<(Runner, Option<Lease>), QueueError> {
+async fn tick(
+    queue: Queue,
+    mut runner: Runner,
+    proxy: &Proxy,
+) -> Result<(Runner, Option<Lease>), QueueError> {
     let stop = CancellationToken::new();
     // Two rounds: one at the beginning, one when a slot begins.
     let options = MaintainOptions { sweep: Duration::from_secs(10), ..upkeep() };
@@ -216,7 +220,7 @@ async fn tick(queue: Queue, mut runner: Runner) -> Result<(Runner, Option<Lease>
     let taken = async {
         let _stop = stop.clone().drop_guard();
         let lease = runner.next().await;
-        tokio::time::sleep(ROUND).await;
+        linger(proxy).await;
         lease
     };
     let ((), lease) = tokio::join!(maintained, taken);

@@ -30,7 +30,8 @@ async fn connect() {
         let config = QueueConfig { socket, durability: Durability::Always };
         let job = bed.job()?;
         bed.submitting(std::slice::from_ref(&job));
-        let step = async { Queue::connect(&config).await?.submit(std::slice::from_ref(&job)).await };
+        let step =
+            async { Queue::connect(&config).await?.submit(std::slice::from_ref(&job)).await };
         let answers = bed.step(step).await?;
         bed.submitted(std::slice::from_ref(&job), answers)
     })
