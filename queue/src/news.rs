@@ -23,7 +23,7 @@ use crate::{Queue, QueueError, keys};
 
 /// Ended jobs that one read takes; fewer than the stream keeps, so that a reader who falls behind
 /// as far as to miss something knows it by a full read.
-const NEWS: usize = 1000;
+const NEWS: usize = 500;
 
 pub(crate) struct News {
     link: Arc<Link>,

@@ -1,5 +1,7 @@
 //! `rhizome bench`: what the system does per second, as its users see it.
 
+mod deep;
+mod load;
 mod queue;
 mod submit;
 

@@ -13,20 +13,20 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use rhizome_model::{AccountId, Job, JobId, Name, Outcome, Work, WorkloadKind, queue_name};
+use rhizome_model::Outcome;
 use rhizome_queue::bench::Probe;
-use rhizome_queue::{Durability, Queue, QueueConfig, QueueError, Runner, RunnerOptions};
+use rhizome_queue::{Durability, Queue, QueueConfig};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
+use super::deep;
+use super::load::{BYTES, Server, drain, failed, make_jobs, next, open, rate};
 use crate::cli::Globals;
 use crate::error::{Error, internal, misuse};
 use crate::output;
 use crate::services::program;
 
-/// A job as JSON.
-const BYTES: usize = 300;
 /// Leases at a time of the runner that drains.
 const SLOTS: usize = 1024;
 /// Of the runner that is killed.
@@ -46,6 +46,9 @@ pub struct Args {
     /// Rounds, of which the median is printed.
     #[arg(long, default_value_t = 5, value_name = "N")]
     rounds: usize,
+    /// Instead: rates with so many jobs in the queue beside those with 10,000, and after a restart.
+    #[arg(long, value_name = "N")]
+    deep: Option<usize>,
     /// Lease a job on this redis-server and hold it until killed: the victim of a round.
     #[arg(long, hide = true, value_name = "SOCKET")]
     hold: Option<PathBuf>,
@@ -73,6 +76,9 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     if let Some(socket) = &args.hold {
         return hold(socket).await;
     }
+    if let Some(jobs) = args.deep {
+        return deep::run(jobs, args.rounds, globals).await;
+    }
     if args.jobs == 0 || args.single == 0 || args.rounds == 0 {
         return Err(misuse("there is nothing to measure: give numbers above 0").into());
     }
@@ -81,7 +87,7 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
         output::note(format!("round {n} of {}", args.rounds));
         rounds.push(round(&args).await?);
     }
-    let figures = medians(&rounds);
+    let figures = medians_of(&rounds);
     if globals.json {
         let rounded = figures.iter().map(|(key, v)| ((*key).to_owned(), json!(rounded(key, *v))));
         output::json(&Value::Object(rounded.collect()));
@@ -138,28 +144,6 @@ async fn round(args: &Args) -> Result<Figures, Error> {
     figures.insert("drain_durable_per_s", rate(args.jobs, begun));
     runner.close().await;
     Ok(figures)
-}
-
-/// Every job in a task of its own, as runners do it.
-async fn drain(runner: &mut Runner, jobs: usize) -> Result<(), Error> {
-    let outcome = Outcome::Succeeded(json!({ "ok": true }));
-    let mut working = tokio::task::JoinSet::new();
-    for _ in 0..jobs {
-        let lease = next(runner).await?;
-        let outcome = outcome.clone();
-        working.spawn(async move { lease.finish(&outcome).await });
-        while let Some(ended) = working.try_join_next() {
-            finished(ended)?;
-        }
-    }
-    while let Some(ended) = working.join_next().await {
-        finished(ended)?;
-    }
-    Ok(())
-}
-
-fn finished(ended: Result<Result<(), QueueError>, tokio::task::JoinError>) -> Result<(), Error> {
-    ended.map_err(|e| internal("a task of the bench", &e))?.map_err(failed)
 }
 
 /// One job at a time, to a runner that waits.
@@ -226,43 +210,7 @@ async fn hold(socket: &Path) -> Result<ExitCode, Error> {
     std::future::pending().await
 }
 
-async fn open(queue: &Queue, name: &str, slots: usize) -> Result<Runner, Error> {
-    let queues = vec![WorkloadKind::Volume.to_string()];
-    let options = RunnerOptions { name: name.into(), queues, slots, ..Default::default() };
-    queue.runner(options).await.map_err(failed)
-}
-
-async fn next(runner: &mut Runner) -> Result<rhizome_queue::Lease, Error> {
-    let lease = runner.next().await;
-    lease.ok_or_else(|| misuse("the runner of the bench was drained").into())
-}
-
-fn failed(error: QueueError) -> Error {
-    rhizome_model::Failure::from(error).into()
-}
-
-/// Jobs that do nothing, of [`BYTES`] each.
-fn make_jobs(count: usize) -> Result<Vec<Job>, Error> {
-    let name: Name = "bench".parse().map_err(|e| internal("a name", &e))?;
-    let account = AccountId(1);
-    let deployment = rhizome_model::DeploymentId { account, name: name.clone() };
-    let work = |padding: usize| Work::Ensure {
-        kind: WorkloadKind::Volume,
-        id: deployment.resource(name.clone()),
-        spec: json!({ "padding": "x".repeat(padding) }),
-    };
-    let mut job = Job::new(JobId([0; 16]), queue_name(&work(0)), account, work(0));
-    let bare = serde_json::to_string(&job).map_err(|e| internal("a job", &e))?.len();
-    job.work = work(BYTES.saturating_sub(bare));
-    let with_id = |_| Job { id: JobId(uuid::Uuid::new_v4().into_bytes()), ..job.clone() };
-    Ok((0..count).map(with_id).collect())
-}
-
-fn rate(jobs: usize, begun: Instant) -> f64 {
-    jobs as f64 / begun.elapsed().as_secs_f64()
-}
-
-fn medians(rounds: &[Figures]) -> Figures {
+fn medians_of(rounds: &[Figures]) -> Figures {
     let median = |key: &'static str| {
         let mut values: Vec<f64> = rounds.iter().filter_map(|r| r.get(key)).copied().collect();
         values.sort_unstable_by(f64::total_cmp);
@@ -278,61 +226,14 @@ fn rounded(key: &str, value: f64) -> f64 {
     (value * unit).round() / unit
 }
 
-/// A redis-server in a folder of its own; both are gone when it is dropped.
-struct Server {
-    queue: Queue,
-    _process: Child,
-    folder: Folder,
-}
-
-struct Folder(PathBuf);
-
-impl Server {
-    async fn start(durability: Durability) -> Result<Self, Error> {
-        let name = format!("rhizome-bench-{}", uuid::Uuid::new_v4().simple());
-        let folder = Folder(std::env::temp_dir().join(name));
-        std::fs::create_dir(&folder.0).map_err(|e| internal("cannot make a folder", &e))?;
-        let keeps = if durability == Durability::None { "no" } else { "yes" };
-        let process = Command::new("redis-server")
-            .args(["--port", "0", "--unixsocket", "redis.sock", "--save", ""])
-            .args(["--appendonly", keeps])
-            .current_dir(&folder.0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|e| internal("cannot start redis-server; is it installed?", &e))?;
-        let config = QueueConfig { socket: folder.0.join("redis.sock"), durability };
-        let queue = Queue::connect(&config).await.map_err(failed)?;
-        Ok(Self { queue, _process: process, folder })
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.0.join("redis.sock")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn jobs_have_the_size_that_is_promised() {
-        for job in make_jobs(3).unwrap() {
-            assert_eq!(serde_json::to_string(&job).unwrap().len(), BYTES);
-        }
-    }
-
-    #[test]
     fn the_median_is_the_middle_round() {
         let round = |v: f64| SHOWN.iter().map(|(key, _, _)| (*key, v)).collect::<Figures>();
-        let figures = medians(&[round(9.0), round(1.0), round(2.0)]);
+        let figures = medians_of(&[round(9.0), round(1.0), round(2.0)]);
         assert!(figures.values().all(|v| *v == 2.0));
     }
 

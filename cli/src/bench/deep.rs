@@ -1,0 +1,113 @@
+//! `rhizome bench queue --deep N`: whether a full queue is as fast as one that is nearly empty.
+//!
+//! Two redis-servers, one with 10,000 jobs and one with N. Each round submits and drains the same
+//! number on the one, then on the other, so that both see the same machine. Then the full one is
+//! killed, comes back, and is measured once more.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use rhizome_queue::{Durability, Runner};
+use serde_json::json;
+
+use super::load::{Server, drain, failed, make_jobs, open, rate};
+use crate::cli::Globals;
+use crate::error::{Error, misuse};
+use crate::output;
+
+/// What a queue holds that is nearly empty.
+const SHALLOW: usize = 10_000;
+/// Jobs that are submitted and drained per round.
+const PER_ROUND: usize = 50_000;
+/// Jobs that are made at a time while the queue is filled.
+const FILL: usize = 100_000;
+/// Leases at a time.
+const SLOTS: usize = 1024;
+
+/// Per second.
+#[derive(Clone, Copy)]
+struct Rates {
+    submit: f64,
+    drain: f64,
+}
+
+pub(super) async fn run(jobs: usize, rounds: usize, globals: &Globals) -> Result<ExitCode, Error> {
+    if jobs < SHALLOW || rounds == 0 {
+        return Err(
+            misuse(format!("--deep takes {SHALLOW} jobs or more, --rounds one or more")).into()
+        );
+    }
+    let shallow = filled(SHALLOW).await?;
+    let mut deep = filled(jobs).await?;
+    let memory = memory(&deep).await?;
+    let mut ratios = Vec::new();
+    for n in 1..=rounds {
+        output::note(format!("round {n} of {rounds}"));
+        let (few, many) = (round(&shallow).await?, round(&deep).await?);
+        ratios.push(Rates { submit: many.submit / few.submit, drain: many.drain / few.drain });
+    }
+    output::note("restart");
+    let begun = Instant::now();
+    deep.restart().await?;
+    let restart_s = begun.elapsed().as_secs_f64();
+    let (few, many) = (round(&shallow).await?, round(&deep).await?);
+    let kept: u64 = deep.queue.stats().await.map_err(failed)?.iter().map(|q| q.ready).sum();
+    let (submit, drained) = (median(&ratios, |r| r.submit), median(&ratios, |r| r.drain));
+    let figures = [
+        ("submit_ratio", submit, "submit rate beside that with 10,000 jobs"),
+        ("drain_ratio", drained, "drain rate beside that with 10,000 jobs"),
+        ("submit_ratio_after_restart", many.submit / few.submit, "submit rate, after the restart"),
+        ("drain_ratio_after_restart", many.drain / few.drain, "drain rate, after the restart"),
+        ("restart_s", restart_s, "seconds until redis-server was back"),
+        ("memory_gib", memory, "GiB that redis-server needs for them"),
+        ("lost", jobs as f64 - kept as f64, "jobs that the restart lost"),
+    ];
+    if globals.json {
+        let round = |v: f64| (v * 1000.0).round() / 1000.0;
+        let pairs = figures.map(|(key, value, _)| (key.to_owned(), json!(round(value))));
+        output::json(&serde_json::Value::Object(pairs.into_iter().collect()));
+    } else {
+        for (_, value, words) in figures {
+            output::line(format_args!("{value:>12.2}  {words}"));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn filled(jobs: usize) -> Result<Server, Error> {
+    output::note(format!("fills a queue with {jobs} jobs"));
+    let server = Server::start(Durability::Everysec).await?;
+    let mut left = jobs;
+    while left > 0 {
+        let some = left.min(FILL);
+        server.queue.submit(&make_jobs(some)?).await.map_err(failed)?;
+        left -= some;
+    }
+    Ok(server)
+}
+
+/// As many come as go, so that the queue stays as full as it is.
+async fn round(server: &Server) -> Result<Rates, Error> {
+    let jobs = make_jobs(PER_ROUND)?;
+    let begun = Instant::now();
+    server.queue.submit(&jobs).await.map_err(failed)?;
+    let submit = rate(PER_ROUND, begun);
+    let mut runner: Runner = open(&server.queue, &uuid::Uuid::new_v4().to_string(), SLOTS).await?;
+    let begun = Instant::now();
+    drain(&mut runner, PER_ROUND).await?;
+    let drain = rate(PER_ROUND, begun);
+    runner.close().await;
+    Ok(Rates { submit, drain })
+}
+
+async fn memory(server: &Server) -> Result<f64, Error> {
+    let mut probe = rhizome_queue::bench::Probe::open(&server.socket()).await.map_err(failed)?;
+    let usage = probe.usage().await.map_err(failed)?;
+    Ok(usage.memory as f64 / f64::from(1 << 30))
+}
+
+fn median(rounds: &[Rates], of: impl Fn(&Rates) -> f64) -> f64 {
+    let mut values: Vec<f64> = rounds.iter().map(of).collect();
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}
