@@ -32,11 +32,17 @@ impl Caller {
 
     /// A coordinator follows; it does nothing in an account's name.
     pub fn may_use(self, deployment: &DeploymentId) -> ApiResult<()> {
+        self.may_change()?;
+        self.may_see(deployment)
+    }
+
+    /// What is changed is changed by an account, whoever passes its word on.
+    pub fn may_change(self) -> ApiResult<()> {
         match self {
             Self::Coordinator => {
                 Err(ApiError::new(Code::Unauthorised, "only the account itself may do this"))
             }
-            Self::Account(_) => self.may_see(deployment),
+            Self::Account(_) => Ok(()),
         }
     }
 }

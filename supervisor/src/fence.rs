@@ -11,7 +11,6 @@
 //! Where no group can be made, the runner's process group is killed instead. That misses what made
 //! a process group of its own: sandboxes, which die with their parent anyway.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -35,7 +34,7 @@ pub struct Groups {
 impl Groups {
     /// Makes the folder of the groups, or goes without.
     pub fn open(folder: Option<PathBuf>) -> Self {
-        let made = folder.map(|f| fs::create_dir_all(&f).map(|()| f)).transpose();
+        let made = folder.map(|f| prove(&f).map(|()| f)).transpose();
         let folder = made.unwrap_or_else(|error| {
             tracing::warn!(%error, "runners get no control groups: a process group is killed instead");
             None
@@ -46,19 +45,18 @@ impl Groups {
     /// Has the command begin in the group of a runner.
     pub fn enclose(&self, command: &mut Command, runner: &str) -> io::Result<()> {
         let Some(group) = self.group(runner) else { return Ok(()) };
-        fs::create_dir_all(&group)?;
-        let join = File::options().write(true).open(group.join("cgroup.procs"))?;
-        // SAFETY: one system call on a file that is open already; 0 is the process that writes.
-        unsafe { command.pre_exec(move || (&join).write_all(b"0")) };
+        let join = joining(&group)?;
+        // SAFETY: one system call on a file that is open already.
+        unsafe { command.pre_exec(join) };
         Ok(())
     }
 
-    /// The runners that left a group or a spool. Before we start any, they are those of a
-    /// supervisor before us. Without groups nobody can say whether they are dead.
-    pub fn left_behind(&self, spool: &Path) -> BTreeSet<String> {
-        let Some(folder) = &self.folder else { return BTreeSet::new() };
-        let left = children(folder).into_iter().chain(children(spool));
-        left.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect()
+    /// The runners whose groups are there: before we start any, those of a supervisor before us.
+    pub fn left_behind(&self) -> Vec<String> {
+        let Some(folder) = &self.folder else { return Vec::new() };
+        let names =
+            children(folder).into_iter().filter_map(|g| Some(g.file_name()?.to_str()?.to_owned()));
+        names.filter(|name| self.group(name).is_some()).collect()
     }
 
     pub fn is_empty(&self, runner: &str) -> bool {
@@ -106,6 +104,27 @@ impl Groups {
     }
 }
 
+/// Makes a group; what comes back joins the process that calls it, with one write.
+fn joining(group: &Path) -> io::Result<impl FnMut() -> io::Result<()> + Send + Sync + 'static> {
+    fs::create_dir_all(group)?;
+    let procs = File::options().write(true).open(group.join("cgroup.procs"))?;
+    // 0 is the process that writes.
+    Ok(move || (&procs).write_all(b"0"))
+}
+
+/// Whether a process can join a group here: not every hierarchy lets one, for example `cpuset` of v1.
+fn prove(folder: &Path) -> io::Result<()> {
+    use std::os::unix::process::CommandExt;
+    let group = folder.join(format!(".proof-{}", std::process::id()));
+    let join = joining(&group)?;
+    let mut command = std::process::Command::new("true");
+    // SAFETY: one system call on a file that is open already.
+    unsafe { command.pre_exec(join) };
+    let proven = command.status().map(drop);
+    remove(&group);
+    proven
+}
+
 fn kill_all(group: &Path, processes: &[i32]) {
     // One write ends the whole tree, also what forks meanwhile (cgroup2, Linux 5.14).
     if fs::write(group.join("cgroup.kill"), "1").is_ok() {
@@ -137,13 +156,13 @@ fn children(group: &Path) -> Vec<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::process::Stdio;
 
     use super::*;
 
     /// Where this machine has control groups that we may make.
-    fn groups() -> Option<Groups> {
+    pub(crate) fn groups() -> Option<(Groups, PathBuf)> {
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
         let of = |kind: &str| {
             let mut lines = mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>());
@@ -152,7 +171,7 @@ mod tests {
         let root = of("cgroup2").or_else(|| of("cgroup"))?;
         let folder = root.join(format!("rz-test-{}", uuid::Uuid::new_v4().simple()));
         fs::create_dir_all(&folder).ok()?;
-        Some(Groups::open(Some(folder)))
+        Some((Groups::open(Some(folder.clone())), folder))
     }
 
     fn alive(pid: u32) -> bool {
@@ -162,7 +181,7 @@ mod tests {
 
     #[tokio::test]
     async fn whatever_a_runner_started_ends_with_its_group() {
-        let Some(groups) = groups() else {
+        let Some((groups, all)) = groups() else {
             eprintln!("skipped: no control groups can be made here");
             return;
         };
@@ -182,11 +201,8 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let pids = members(&folder);
-        let spool = tempfile::tempdir().unwrap();
-        fs::create_dir(spool.path().join("machine-1")).unwrap();
-        let left: Vec<_> = groups.left_behind(spool.path()).into_iter().collect();
-        assert_eq!(left, ["machine-1", "volume-1"]);
-        assert!(groups.is_empty("machine-1") && !groups.is_empty("volume-1"));
+        assert_eq!(groups.left_behind(), ["volume-1"]);
+        assert!(!groups.is_empty("volume-1"));
         // Stopped processes die too.
         kill(Pid::from_raw(pids[0]), Signal::SIGSTOP).unwrap();
 
@@ -197,7 +213,7 @@ mod tests {
         }
         child.wait().await.unwrap();
         groups.end("volume-1", None).await;
-        fs::remove_dir(groups.folder.unwrap()).unwrap();
+        fs::remove_dir(all).unwrap();
     }
 
     #[tokio::test]

@@ -133,3 +133,144 @@ fn unique_name(queues: &[String]) -> String {
     let pool = queues.first().map_or("idle", String::as_str);
     format!("{pool}-{}-{}", std::process::id(), uuid::Uuid::new_v4().simple())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    use rhizome_model::api::{PoolChange, PoolMode};
+    use rhizome_model::{AccountId, Job, JobId, JobState, Work};
+    use rhizome_queue::{Durability, Queue, QueueConfig, RunnerOptions};
+    use rhizome_service::Shutdown;
+
+    use crate::fence::{Groups, tests::groups};
+    use crate::pools::{Pool, Pools};
+
+    use super::*;
+
+    struct Redis {
+        _process: Child,
+        folder: tempfile::TempDir,
+    }
+
+    impl Redis {
+        fn start() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let process = Command::new("redis-server")
+                .args(["--port", "0", "--unixsocket", "redis.sock", "--appendonly", "yes"])
+                .current_dir(folder.path())
+                .stdout(Stdio::null())
+                .kill_on_drop(true)
+                .spawn()
+                .expect("redis-server is installed");
+            Self { _process: process, folder }
+        }
+
+        async fn queue(&self) -> Queue {
+            let socket = self.folder.path().join("redis.sock");
+            Queue::connect(&QueueConfig { socket, durability: Durability::None }).await.unwrap()
+        }
+    }
+
+    /// A program that, like a runner, ends when its standard input does.
+    fn pool() -> Pool {
+        let args = ["-c", "read never", "sh"].map(str::to_owned).to_vec();
+        Pool { queues: vec!["volume".into()], runners: 1, command: (PathBuf::from("sh"), args) }
+    }
+
+    fn pids(pools: &Pools) -> Vec<u32> {
+        pools.view()[0].runners.iter().map(|r| r.pid).collect()
+    }
+
+    async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is_so().await {
+            assert!(Instant::now() < deadline, "waited in vain until {what}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn scale(runners: usize) -> PoolChange {
+        PoolChange { mode: None, scale: Some(runners) }
+    }
+
+    #[tokio::test]
+    async fn there_are_as_many_runners_as_are_wanted() {
+        let redis = Redis::start();
+        let (queue, shutdown) = (redis.queue().await, Shutdown::new());
+        let spool = redis.folder.path().join("spool");
+        let start = |queue: Queue, shutdown: &Shutdown| {
+            Pools::start(vec![pool()], queue, Groups::open(None), spool.clone(), shutdown)
+        };
+        let pools = start(queue.clone(), &shutdown);
+        until("one runs", async || pids(&pools).len() == 1).await;
+        let first = pids(&pools);
+        pools.change("volume", scale(3)).await.unwrap();
+        until("three run", async || pids(&pools).len() == 3).await;
+        // One that dies is followed by another.
+        kill(Pid::from_raw(first[0].cast_signed()), Signal::SIGKILL).unwrap();
+        until("three others run", async || {
+            pids(&pools).len() == 3 && !pids(&pools).contains(&first[0])
+        })
+        .await;
+        assert!(pools.health().is_ok());
+        let drained = pools.change("volume", scale(0)).await.unwrap();
+        assert_eq!((drained.mode, drained.scale), (PoolMode::Drained, 3));
+        until("none runs", async || pids(&pools).is_empty()).await;
+        assert!(pools.health().is_ok(), "a drained pool is no fault");
+        assert!(shutdown.finish(Duration::from_secs(10)).await);
+
+        // It is kept, also for another supervisor, which hears of changes that are not its own.
+        let shutdown = Shutdown::new();
+        let pools = start(queue.clone(), &shutdown);
+        until("the settings are read", async || pools.view()[0].mode == PoolMode::Drained).await;
+        assert!(pids(&pools).is_empty());
+        queue.set_scale("volume", 2).await.unwrap();
+        queue.set_mode("volume", PoolMode::Paused).await.unwrap();
+        until("two run", async || pids(&pools).len() == 2).await;
+        assert_eq!(pools.view()[0].mode, PoolMode::Paused);
+        assert!(shutdown.finish(Duration::from_secs(10)).await);
+        assert!(pids(&pools).is_empty());
+        let too_many = pools.change("volume", scale(1000)).await.unwrap_err();
+        assert_eq!(too_many.code, rhizome_model::Code::BadRequest);
+    }
+
+    #[tokio::test]
+    async fn what_a_dead_supervisor_left_ends_before_its_jobs_go_back() {
+        let Some((groups, all)) = groups() else {
+            eprintln!("skipped: no control groups can be made here");
+            return;
+        };
+        let redis = Redis::start();
+        let (queue, shutdown) = (redis.queue().await, Shutdown::new());
+        let job = Job::new(JobId([1; 16]), "volume", AccountId(1), Work::Script);
+        queue.submit(std::slice::from_ref(&job)).await.unwrap();
+        // A runner that holds it, and a process of its group that has a moment to live.
+        let options = RunnerOptions {
+            name: "volume-old".into(),
+            queues: vec!["volume".into()],
+            ..Default::default()
+        };
+        let mut old = queue.runner(options).await.unwrap();
+        let lease = old.next().await.unwrap();
+        let mut command = Command::new("sleep");
+        command.arg("1");
+        groups.enclose(&mut command, "volume-old").unwrap();
+        let mut child = command.spawn().unwrap();
+
+        let mut paused = pool();
+        paused.runners = 0;
+        let spool: &Path = redis.folder.path();
+        let _pools = Pools::start(vec![paused], queue.clone(), groups, spool.into(), &shutdown);
+        let state = async || queue.job(job.id).await.unwrap().unwrap().state;
+        let begin = Instant::now();
+        until("it has gone back", async || state().await == JobState::Queued).await;
+        assert!(child.try_wait().unwrap().is_some(), "its process was still there");
+        assert!(begin.elapsed() < Duration::from_secs(10), "only its silence told");
+        assert!(shutdown.finish(Duration::from_secs(10)).await);
+        drop((lease, old));
+        std::fs::remove_dir(all).unwrap();
+    }
+}

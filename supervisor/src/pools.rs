@@ -91,7 +91,7 @@ impl Pools {
         let this = Self(Arc::new(Shared { pools, queue, groups, spool, shutdown, state }));
         let tracker = &this.0.shutdown.tracker;
         // Before any of ours has a group.
-        for runner in this.0.groups.left_behind(&this.0.spool) {
+        for runner in this.0.groups.left_behind() {
             tracker.spawn(crate::keeper::bury_left_behind(this.0.clone(), runner));
         }
         tracker.spawn(this.clone().steer());

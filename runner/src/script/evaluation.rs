@@ -8,9 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::Mutex as StdMutex;
 
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use rhizome_engine::{Host, HostError};
+use rhizome_model::api::OutputChunk;
 use rhizome_model::{
     Action, Code, DeploymentDocument, DesiredResource, Failure, Name, NodeFacts, Phase, Task, What,
     resource_address,
@@ -245,7 +248,10 @@ impl Host for Evaluating<'_> {
     }
 
     async fn log(&self, message: String) -> Result<(), HostError> {
-        self.say(What::Log { message }).await
+        let line = OutputChunk::Stdout { data: STANDARD.encode(format!("{message}\n")) };
+        self.say(What::Log { message }).await?;
+        // Who looks at the job sees it too.
+        self.lease.print(&line).await.map_err(|e| self.host_error(e))
     }
 
     async fn output(&self, key: String, value: Value) -> Result<(), HostError> {

@@ -64,6 +64,7 @@ pub async fn cancel(
     signed: Signed,
 ) -> ApiResult<Json<JobView>> {
     let cancelled = async {
+        signed.caller.may_change()?;
         supervisor.visible_job(signed.caller, id).await?;
         supervisor.queue.cancel(id).await.map_err(Failure::from)?;
         supervisor.visible_job(signed.caller, id).await
@@ -82,6 +83,7 @@ pub async fn again(
     signed: Signed,
 ) -> ApiResult<Json<JobAgain>> {
     let repeated = async {
+        signed.caller.may_change()?;
         supervisor.visible_job(signed.caller, id).await?;
         let id = supervisor.queue.again(id).await.map_err(Failure::from)?;
         Ok(JobAgain { id })

@@ -57,7 +57,7 @@ pub async fn change_runners(
     signed: Signed,
 ) -> ApiResult<Json<PoolView>> {
     let changed = async {
-        supervisor.operators_only(signed.caller).await?;
+        supervisor.owners_only(signed.caller).await?;
         let change: PoolChange = read(&signed)?;
         Ok(supervisor.pools.change(&queue, change).await?)
     };
@@ -87,7 +87,7 @@ pub async fn set_limits(
     signed: Signed,
 ) -> ApiResult<Json<AccountLimits>> {
     let set = async {
-        supervisor.operators_only(signed.caller).await?;
+        supervisor.owners_only(signed.caller).await?;
         let limits: AccountLimits = read(&signed)?;
         check(&limits)?;
         let whose = match account.as_str() {
@@ -120,7 +120,7 @@ fn check(limits: &AccountLimits) -> ApiResult<()> {
 }
 
 impl Supervisor {
-    /// Coordinators and the owner of the node's farm see and change what is not one account's.
+    /// The owner of the node's farm, and coordinators, see what is not one account's.
     pub async fn is_operator(&self, caller: Caller) -> ApiResult<bool> {
         match caller {
             Caller::Coordinator => Ok(true),
@@ -135,6 +135,12 @@ impl Supervisor {
         let farm = self.facts.farm;
         let message = format!("only the account that owns farm {farm} operates this node");
         Err(ApiError::new(Code::Unauthorised, message))
+    }
+
+    /// A coordinator passes on what the owner signed, and changes nothing itself.
+    async fn owners_only(&self, caller: Caller) -> ApiResult<()> {
+        caller.may_change()?;
+        self.operators_only(caller).await
     }
 
     fn note_change<T>(
