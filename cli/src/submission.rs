@@ -6,9 +6,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use rhizome_model::api::{DeploymentView, Submitted};
-use rhizome_model::{Class, DeploymentId, Failure, Name, NodeId, Phase, Version, WorkloadKind};
+use rhizome_model::{
+    Class, DeploymentId, Failure, JobId, Name, NodeId, Phase, TraceId, Version, WorkloadKind,
+};
 use serde::Serialize;
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::coord::Coord;
 use crate::error::{Error, internal};
@@ -31,6 +34,12 @@ pub struct Summary {
     pub nodes: Vec<NodeSummary>,
     pub resources: Vec<ResourceSummary>,
     pub duration_ms: u64,
+    /// The job that evaluates the script, for `rhizome job`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobId>,
+    /// W3C trace id of all that the envelope leads to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceId>,
     /// `error`, `code` and what else a failure has.
     #[serde(flatten)]
     pub failure: Option<Failure>,
@@ -59,6 +68,7 @@ pub struct Submission {
     pub goal: Goal,
     pub begun: Instant,
     pub json: bool,
+    pub trace: Option<TraceId>,
 }
 
 impl Submission {
@@ -81,12 +91,12 @@ impl Submission {
     /// Waits for the end, or for Ctrl-C.
     pub async fn watch(&self, coord: &Coord) -> Result<ExitCode, Error> {
         let mut reporter = Reporter::new(self.json);
+        // Listening begins here, not when it is first waited for.
+        let mut interrupt = signal(SignalKind::interrupt())
+            .map_err(|e| internal("cannot listen for Ctrl-C", &e))?;
         let ended = tokio::select! {
             ended = follow(coord, &self.submitted, self.goal, &mut reporter) => Some(ended?),
-            interrupt = tokio::signal::ctrl_c() => {
-                interrupt.map_err(|e| internal("cannot listen for Ctrl-C", &e))?;
-                None
-            }
+            _ = interrupt.recv() => None,
         };
         let Some(ended) = ended else {
             reporter.done();
@@ -147,6 +157,9 @@ impl Submission {
             nodes: nodes.collect(),
             resources: resources.collect(),
             duration_ms: millis(self.begun.elapsed()),
+            job: (self.goal == Goal::Deployed)
+                .then(|| JobId::script(&self.submitted.deployment, self.submitted.version)),
+            trace: self.trace,
             failure: progress.failure().cloned(),
         }
     }
@@ -233,7 +246,8 @@ mod tests {
             tasks: vec![task],
         };
         let begun = Instant::now();
-        let submission = Submission { submitted, goal: Goal::Deployed, begun, json: true };
+        let submission =
+            Submission { submitted, goal: Goal::Deployed, begun, json: true, trace: None };
         let mut progress = Progress::new(&submission.submitted, Goal::Deployed);
         assert!(progress.adopt(&view) && progress.is_settled());
         let summary = Summary { duration_ms: 42, ..submission.summary(&progress, Some(&view)) };

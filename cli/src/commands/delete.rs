@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use rhizome_model::api::Submitted;
-use rhizome_model::{DeleteDocument, Phase, payload_type};
+use rhizome_model::{DeleteDocument, Phase, TraceId, payload_type};
 
 use crate::cli::Globals;
 use crate::coord::Session;
@@ -33,14 +33,14 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     let coord = &session.coord;
     let id = coord.resolve(&args.name).await?;
     let view = coord.deployment(&id).await?;
-    let submission =
-        |submitted| Submission { submitted, goal: Goal::Deleted, begun, json: globals.json };
+    let (goal, json) = (Goal::Deleted, globals.json);
+    let submission = |submitted, trace| Submission { submitted, goal, begun, json, trace };
     if view.phase == Phase::Deleted {
         // Deleting what is gone is done: the same answer as after the first time.
         let nodes = view.tasks.iter().map(|t| t.node).collect();
         let (version, phase) = (view.version, view.phase);
         let gone = Submitted { deployment: id, version, phase, nodes, after: 0 };
-        return Ok(submission(gone).detach());
+        return Ok(submission(gone, None).detach());
     }
     let document = DeleteDocument {
         account: id.account,
@@ -54,6 +54,7 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     let payload =
         serde_json::to_vec(&document).map_err(|e| internal("cannot write the document", &e))?;
     let envelope = session.key.sign_envelope(payload_type::DELETE, &payload);
-    let submission = submission(coord.submit(envelope.to_json().into_bytes()).await?);
+    let submitted = coord.submit(envelope.to_json().into_bytes()).await?;
+    let submission = submission(submitted, Some(TraceId::of_payload(&payload)));
     if args.detach { Ok(submission.detach()) } else { submission.watch(coord).await }
 }

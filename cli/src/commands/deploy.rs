@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use rhizome_model::payload_type;
+use rhizome_model::{TraceId, payload_type};
 
 use crate::cli::Globals;
 use crate::coord::Session;
@@ -33,6 +33,8 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
         serde_json::to_vec(&document).map_err(|e| internal("cannot write the document", &e))?;
     let envelope = session.key.sign_envelope(payload_type::DEPLOYMENT, &payload);
     let submitted = session.coord.submit(envelope.to_json().into_bytes()).await?;
-    let submission = Submission { submitted, goal: Goal::Deployed, begun, json: globals.json };
+    let trace = Some(TraceId::of_payload(&payload));
+    let submission =
+        Submission { submitted, goal: Goal::Deployed, begun, json: globals.json, trace };
     if args.detach { Ok(submission.detach()) } else { submission.watch(&session.coord).await }
 }

@@ -111,7 +111,7 @@ async fn find(coord: &Coord, which: &Which) -> Result<JobView, Failure> {
     }
     let nodes: Vec<_> = coord.nodes().await?.iter().map(|n| n.id).collect();
     let answers = join_all(nodes.iter().map(|node| coord.job(*node, which.id))).await;
-    let mut silent = Vec::new();
+    let (mut silent, mut refused) = (Vec::new(), None);
     for (node, answer) in nodes.iter().zip(answers) {
         match answer {
             Ok(job) => return Ok(job),
@@ -119,8 +119,11 @@ async fn find(coord: &Coord, which: &Which) -> Result<JobView, Failure> {
             Err(failure) if failure.code.class() == Class::Unreachable => {
                 silent.push(format!("node {node}: {failure}"));
             }
-            Err(failure) => return Err(failure),
+            Err(failure) => refused = Some(failure),
         }
+    }
+    if let Some(failure) = refused {
+        return Err(failure);
     }
     let id = which.id;
     if silent.is_empty() {

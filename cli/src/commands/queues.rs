@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use futures_util::future::join_all;
-use rhizome_model::{Class, Failure, NodeId};
+use rhizome_model::{Class, Code, Failure, NodeId};
 use serde_json::{Value, json};
 
 use crate::cli::Globals;
@@ -61,26 +61,31 @@ async fn dead(
     Ok(end(&silent, globals))
 }
 
-/// Asks these nodes, or all that there are, at the same time. A refusal is an error.
+/// Asks these nodes, or all that there are, at the same time. A refusal is an error; but of all
+/// nodes, those of others are left out as long as there is another.
 pub(super) async fn ask_all<T, F: Future<Output = Result<T, Failure>>>(
     coord: &Coord,
     nodes: Vec<NodeId>,
     ask: impl Fn(NodeId) -> F,
 ) -> Result<(Vec<(NodeId, T)>, Silent), Error> {
-    let nodes =
-        if nodes.is_empty() { coord.nodes().await?.iter().map(|n| n.id).collect() } else { nodes };
+    let all = nodes.is_empty();
+    let nodes = if all { coord.nodes().await?.iter().map(|n| n.id).collect() } else { nodes };
     let answers = join_all(nodes.iter().map(|node| ask(*node))).await;
-    let (mut answered, mut silent) = (Vec::new(), Vec::new());
+    let (mut answered, mut silent, mut refused) = (Vec::new(), Vec::new(), None);
     for (node, answer) in nodes.into_iter().zip(answers) {
         match answer {
             Ok(answer) => answered.push((node, answer)),
             Err(failure) if failure.code.class() == Class::Unreachable => {
                 silent.push((node, failure));
             }
+            Err(failure) if all && failure.code == Code::Unauthorised => refused = Some(failure),
             Err(failure) => return Err(failure.into()),
         }
     }
-    Ok((answered, silent))
+    match refused {
+        Some(failure) if answered.is_empty() && silent.is_empty() => Err(failure.into()),
+        _ => Ok((answered, silent)),
+    }
 }
 
 pub(super) fn missing(silent: &Silent) -> Vec<Value> {

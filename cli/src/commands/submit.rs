@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use rhizome_model::{Envelope, MAX_ENVELOPE_BYTES, payload_type};
+use rhizome_model::{Envelope, MAX_ENVELOPE_BYTES, TraceId, payload_type};
 use rhizome_service::Client;
 
 use super::read_input;
@@ -32,9 +32,11 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     let begun = Instant::now();
     let bytes = read_input(&args.envelope, LIMIT)?;
     // What it is for decides what we wait for. One that we cannot read coord refuses.
-    let deletes = Envelope::from_json(&bytes).is_ok_and(|e| e.payload_type == payload_type::DELETE);
+    let envelope = Envelope::from_json(&bytes).ok();
+    let deletes = envelope.as_ref().is_some_and(|e| e.payload_type == payload_type::DELETE);
+    let trace = envelope.map(|e| TraceId::of_payload(&e.payload));
     let goal = if deletes { Goal::Deleted } else { Goal::Deployed };
-    let submission = |submitted| Submission { submitted, goal, begun, json: globals.json };
+    let submission = |submitted| Submission { submitted, goal, begun, json: globals.json, trace };
     if args.detach {
         let coord = Client::new("coord", Profile::load(globals)?.coord()?)?;
         return Ok(submission(coord::submit(&coord, bytes).await?).detach());

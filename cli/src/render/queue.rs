@@ -89,6 +89,10 @@ pub fn job(job: &JobView, zone: &TimeZone) -> String {
         text.push_str("\n\n");
         text.push_str(&table(["ATTEMPT", "BEGAN", "TOOK", "RUNNER", "ENDED", "WHY"], rows));
     }
+    if let Some(detail) = job.failure.as_ref().and_then(|f| f.detail.as_ref()) {
+        text.push_str("\n\n");
+        text.push_str(&clean(detail));
+    }
     if !job.log.is_empty() {
         text.push_str("\n\n");
         text.push_str(&clean(&job.log.join("\n")));

@@ -12,7 +12,8 @@ use super::{Common, program, state_of};
 use crate::cli::Globals;
 use crate::error::Error;
 
-/// Take jobs of queues and do them. The supervisor starts these; one by hand adds hands.
+/// Take jobs of queues and do them. The supervisor starts these; one by hand adds hands, but nobody
+/// ends what it leaves behind.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  rhizome runner --queues machine --state /var/lib/rhizome/node")]
 pub struct Args {

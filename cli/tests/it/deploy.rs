@@ -40,6 +40,9 @@ fn from_script_to_outputs() {
     assert_eq!(code, 0, "{summary}");
     assert!(summary["duration_ms"].as_u64().is_some());
     summary["duration_ms"] = json!(0);
+    // The nonce is another each time, and so is this.
+    let trace = summary.as_object_mut().unwrap().remove("trace").unwrap();
+    assert_eq!(trace.as_str().map(str::len), Some(32), "{trace}");
     insta::assert_snapshot!(serde_json::to_string_pretty(&summary).unwrap());
 
     let (code, stdout, stderr) = user.run(&DEPLOY);

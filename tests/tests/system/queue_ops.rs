@@ -442,14 +442,18 @@ fn a_stranger_sees_and_changes_nothing_of_others() {
 #[test]
 fn one_trace_leads_from_the_envelope_through_every_attempt() {
     let system = System::start();
-    let script = system.script("app.rhai", "volume(\"data\", #{ size: \"4MiB\" });");
+    let source = "log(\"as told\"); volume(\"data\", #{ size: \"4MiB\" });";
+    let script = system.script("app.rhai", source);
     let document = system.rhizome(&["document", &script, "--name", "app"]).ok().stdout;
     let envelope = system.with_input(&["sign", "-"], &document).ok().stdout;
-    system.with_input(&["submit", "-"], &envelope).ok();
+    let submitted = system.with_input(&["submit", "-"], &envelope).ok().json();
     let made = job(&system, making("data")).unwrap();
     let trace = made["trace"].as_str().unwrap().to_owned();
+    assert_eq!(submitted["trace"], trace, "{submitted:#?}");
+    assert_eq!(submitted["job"], JobId::script(&app(), Version(1)).to_string());
     let evaluated = job(&system, JobId::script(&app(), Version(1))).unwrap();
     assert_eq!(evaluated["trace"], trace);
+    assert_eq!(evaluated["log"], serde_json::json!(["as told"]), "{evaluated:#?}");
     assert_eq!(made["parent"], evaluated["id"]);
     for log in ["coord.log", "node-1.log"] {
         let text = std::fs::read_to_string(system.state.join("logs").join(log)).unwrap();
