@@ -67,7 +67,8 @@ struct Runner {
 
 /// Works until told to stop; jobs under way are finished or given back.
 pub async fn run(config: RunnerConfig, shutdown: Shutdown) -> Result<(), Failure> {
-    let queue = Queue::connect(&config.queue).await?;
+    // While redis-server is away, what is under way goes on and waits for it.
+    let queue = Queue::connect(&config.queue).await?.patient();
     let scripts = config.queues.iter().any(|q| q == rhizome_model::SCRIPT_QUEUE);
     let (program, args) = config.sandbox;
     let options = SandboxOptions { program, args, warm: WARM_SANDBOXES, uid_gid: None };
