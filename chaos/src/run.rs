@@ -120,9 +120,10 @@ fn maintain(queue: &Queue, fleet: &Fleet) -> tokio_util::sync::DropGuard {
 /// Whoever the nemesis was about to bring back comes back now.
 fn heal(server: &mut Server, proxy: &Proxy, fleet: &Fleet) -> anyhow::Result<()> {
     proxy.calm();
-    server.thaw()?;
     if server.is_gone()? {
         server.start_again()?;
+    } else {
+        server.thaw()?;
     }
     for runner in fleet.runners() {
         fleet.signal(&runner, nix::sys::signal::Signal::SIGCONT);
