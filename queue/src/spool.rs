@@ -81,10 +81,11 @@ impl Spool {
             let answer: redis::Value = link.query(&cmd).await?;
             tracing::debug!(file = %path.display(), ?answer, "delivered a spooled outcome");
             fs::remove_file(&path).map_err(|e| unreadable(&path, &e))?;
-            delivered.extend(kept.places.into_iter().map(|(lane, entry)| Place {
-                lane: lane.into(),
-                entry: entry.into(),
-            }));
+            delivered.extend(
+                kept.places
+                    .into_iter()
+                    .map(|(lane, entry)| Place { lane: lane.into(), entry: entry.into() }),
+            );
         }
         Ok(delivered)
     }

@@ -397,7 +397,9 @@ fn placed(
     (key, entries): (String, Vec<(String, Content)>),
 ) -> impl Iterator<Item = (Place, Content)> {
     let lane: Arc<str> = keys::lane_name(&key).into();
-    entries.into_iter().map(move |(entry, content)| (Place { lane: lane.clone(), entry: entry.into() }, content))
+    entries
+        .into_iter()
+        .map(move |(entry, content)| (Place { lane: lane.clone(), entry: entry.into() }, content))
 }
 
 impl Reader {

@@ -169,7 +169,11 @@ impl Lease {
             .arg(to_json(&Outcome::Failed(failure.clone()))?)
             .arg(to_json(&Outcome::Cancelled)?);
         let call = with_events(call, events)?;
-        let reply = self.hold.shared.deliver::<String>(&call, &[self.hold.place.clone()]).await?;
+        let reply = self
+            .hold
+            .shared
+            .deliver::<String>(&call, std::slice::from_ref(&self.hold.place))
+            .await?;
         let retried = match reply.as_deref() {
             // Redis is away; should there be no attempt left, it will have ended.
             None | Some("later") => Retried::Later,
@@ -249,7 +253,8 @@ impl Hold {
         }
         call = call.args(self.signature()).arg(state_of(outcome));
         let call = with_events(with_task(call.arg(to_json(outcome)?), task)?, events)?;
-        let reply = self.shared.deliver::<Vec<String>>(&call, &[self.place.clone()]).await?;
+        let reply =
+            self.shared.deliver::<Vec<String>>(&call, std::slice::from_ref(&self.place)).await?;
         if let Some(reply) = reply {
             self.judge(&reply, task)?;
         }
