@@ -58,8 +58,9 @@ chaos: setup ## Kill, freeze and cut while 100,000 jobs run; prints its SEED, an
 
 bench-peers: ## Measure: the queue beside other queues on Redis (bench/README.md)
 	@scripts/setup.sh
-	@if command -v npm >/dev/null; then npm ci --prefix bench/node --no-fund --no-audit --silent; \
-	else echo "npm is missing (apt-get install nodejs npm): BullMQ on Node is left out"; fi
+	@# Not "npm ci": it wants the binaries for all platforms in the lock, and not every mirror has them.
+	@npm install --no-save --ignore-scripts --prefix bench/node --silent \
+		|| echo "npm is missing or failed: BullMQ on Node is left out (apt-get install nodejs npm)"
 	cargo build --release --manifest-path bench/Cargo.toml
 	bench/target/release/peers
 

@@ -94,7 +94,7 @@ pub fn node_folder() -> PathBuf {
 /// Why BullMQ on Node cannot be measured; none if it can.
 pub fn node_is_missing() -> Option<&'static str> {
     if !node_folder().join("node_modules/bullmq").exists() {
-        return Some("bench/node has no node_modules: run `npm ci` there");
+        return Some("bench/node has no node_modules: run `npm install` there");
     }
     let node = std::process::Command::new("node").arg("--version").output();
     node.is_err().then_some("there is no node on this machine")

@@ -23,6 +23,7 @@
 //!
 //! Must not know: what a job does.
 
+mod audit;
 mod backoff;
 mod batch;
 pub mod bench;
@@ -51,6 +52,7 @@ mod tasks;
 
 use std::sync::Arc;
 
+pub use audit::Audit;
 pub use backoff::{JOB_RETRY, backoff};
 pub use connect::{Durability, QueueConfig};
 pub use error::QueueError;

@@ -9,11 +9,13 @@
 //!   then sleep until the next of these is due, or the control stream says that there is something
 //! ```
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use redis::streams::StreamInfoConsumersReply;
 use rhizome_model::JobId;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +35,8 @@ const IDLE_LANE: Duration = Duration::from_secs(60);
 const DEADLINE: &str = "x ";
 
 /// Makes sure that nothing of a lost runner runs any more, before its jobs are given to others, and
-/// that what it still had to say is said.
+/// that what it still had to say is said: kills it and all that it started, then delivers its spool
+/// ([`Queue::deliver_spool`]).
 pub trait Fence: Send + Sync {
     fn fence<'a>(
         &'a self,
@@ -64,6 +67,10 @@ struct Watch {
     /// Since when redis-server has been there without a break.
     since: Instant,
     swept: Option<Instant>,
+    /// Silent runners whose jobs are on their way back. A process that the kernel does not let die
+    /// holds up nobody else's.
+    lost: JoinSet<String>,
+    being_lost: HashSet<String>,
 }
 
 impl Queue {
@@ -94,7 +101,14 @@ impl Queue {
         let mut connection = self.link.dedicated().await.map_err(QueueError::Unavailable)?;
         let control = news::last_id(&mut connection, keys::CONTROL).await;
         let control = control.map_err(QueueError::Unavailable)?;
-        let mut watch = Watch { connection, control, since: Instant::now(), swept: None };
+        let mut watch = Watch {
+            connection,
+            control,
+            since: Instant::now(),
+            swept: None,
+            lost: JoinSet::new(),
+            being_lost: HashSet::new(),
+        };
         *failures = 0;
         loop {
             self.release_waiting().await?;
@@ -102,7 +116,10 @@ impl Queue {
             let periodic_in = self.submit_periodic().await?;
             if watch.swept.is_none_or(|at| at.elapsed() >= options.sweep) {
                 watch.swept = Some(Instant::now());
-                self.sweep(options, watch.since.elapsed() >= options.grace).await?;
+                if watch.since.elapsed() >= options.grace {
+                    self.give_up_silent(options, &mut watch).await?;
+                    self.sweep(options).await?;
+                }
             }
             let next_sweep =
                 watch.swept.map_or(options.sweep, |at| options.sweep.saturating_sub(at.elapsed()));
@@ -231,25 +248,49 @@ impl Queue {
         self.link.query(&list).await
     }
 
-    /// Gives up silent runners, and consumers that are no registered runner's.
-    async fn sweep(&self, options: &MaintainOptions, watched: bool) -> Result<(), QueueError> {
-        if !watched {
-            return Ok(());
+    /// Gives up silent runners: each is fenced before its jobs go back.
+    async fn give_up_silent(
+        &self,
+        options: &MaintainOptions,
+        watch: &mut Watch,
+    ) -> Result<(), QueueError> {
+        while let Some(done) = watch.lost.try_join_next() {
+            match done {
+                Ok(runner) => watch.being_lost.remove(&runner),
+                // Which one it was is not known: all are looked at again.
+                Err(_) => watch.being_lost.drain().next().is_some(),
+            };
         }
         let silent: Vec<String> = self.link.call(&Call::new("silent").key(keys::RUNNERS)).await?;
         for runner in silent {
-            if let Some(fence) = &options.fence {
-                fence.fence(&runner).await;
+            if !watch.being_lost.insert(runner.clone()) {
+                continue;
             }
-            let leases = self.release_runner(&runner).await?;
-            tracing::warn!(%runner, leases, "a runner fell silent; its jobs went back");
+            let (queue, fence) = (self.clone(), options.fence.clone());
+            watch.lost.spawn(async move {
+                if let Some(fence) = fence {
+                    fence.fence(&runner).await;
+                }
+                match queue.release_runner(&runner).await {
+                    Ok(leases) => {
+                        tracing::warn!(%runner, leases, "a runner fell silent; its jobs went back");
+                    }
+                    Err(error) => tracing::warn!(%runner, %error, "cannot give up a silent runner"),
+                }
+                runner
+            });
         }
+        Ok(())
+    }
+
+    /// Forgets what is nobody's: consumers that are no registered runner's, lanes without jobs.
+    async fn sweep(&self, options: &MaintainOptions) -> Result<(), QueueError> {
         let mut list = redis::cmd("ZRANGE");
         list.arg(keys::RUNNERS).arg(0).arg(-1);
         let alive: Vec<String> = self.link.query(&list).await?;
         let lanes = lanes_of(&self.link, &self.queues().await?).await?;
         for lane in &lanes {
-            self.sweep_lane(lane, &alive, options.grace).await?;
+            self.sweep_lane(lane, &alive, options).await?;
         }
         let own: Vec<_> = lanes.iter().filter(|lane| !lane.ends_with(":r")).collect();
         for some in own.chunks(BATCH) {
@@ -265,7 +306,7 @@ impl Queue {
         &self,
         lane: &str,
         alive: &[String],
-        grace: Duration,
+        options: &MaintainOptions,
     ) -> Result<(), QueueError> {
         let mut list = redis::cmd("XINFO");
         list.arg("CONSUMERS").arg(keys::lane(lane)).arg(keys::GROUP);
@@ -276,7 +317,10 @@ impl Queue {
         };
         for consumer in consumers.consumers {
             let idle = Duration::from_millis(consumer.idle as u64);
-            if !alive.contains(&consumer.name) && idle >= grace {
+            if !alive.contains(&consumer.name) && idle >= options.grace {
+                if let Some(fence) = &options.fence {
+                    fence.fence(&consumer.name).await;
+                }
                 let lanes = [lane.to_owned()];
                 self.give_all_back(&consumer.name, &lanes, Counts::Yes).await?;
             }

@@ -91,6 +91,8 @@ impl Runner {
         result: Result<Value, Trouble>,
     ) -> Result<(), QueueError> {
         let trouble = match result {
+            // A delete may have been first while this waited for the resource.
+            Ok(_) if self.is_superseded(lease).await? => return self.take_back(lease).await,
             Ok(value) => return self.succeed(lease, value).await,
             Err(trouble) => trouble,
         };
@@ -119,6 +121,23 @@ impl Runner {
             Some(t.version) == lease.job.version
                 && !matches!(t.phase, Phase::Deleting | Phase::Deleted)
         }))
+    }
+
+    /// What was made though nobody asks for it any more goes again.
+    async fn take_back(&self, lease: &Lease) -> Result<(), QueueError> {
+        if let (Work::Ensure { kind, id, .. }, Some(deployment)) =
+            (&lease.job.work, &lease.job.deployment)
+        {
+            let task = self.queue.task(deployment).await?;
+            let known = task.is_some_and(|t| t.held().iter().any(|r| r.name == id.name));
+            let workload = (!known).then(|| self.workload(*kind));
+            if let Some(Ok(workload)) = workload
+                && let Err(error) = workload.delete(id).await
+            {
+                tracing::warn!(resource = %id, %error, "an orphan is left to the next sweep");
+            }
+        }
+        lease.finish(&Outcome::Cancelled).await
     }
 
     async fn succeed(&self, lease: &Lease, value: Value) -> Result<(), QueueError> {

@@ -312,6 +312,7 @@ impl Claimer {
             Ok(begins) => begins,
             Err(error) => {
                 tracing::warn!(job = %job.id, %error, "cannot see whether a job is in time; it goes back");
+                self.shelve(vec![hold.unbegun()]).await;
                 false
             }
         }

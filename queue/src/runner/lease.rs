@@ -232,6 +232,12 @@ impl Hold {
         Ok(begins)
     }
 
+    /// What is given back of an attempt that did not begin.
+    pub(super) fn unbegun(&self) -> (Place, Identity) {
+        self.end();
+        (self.place.clone(), self.identity.clone())
+    }
+
     pub(super) fn id(&self) -> JobId {
         self.identity.id()
     }
