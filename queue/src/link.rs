@@ -145,6 +145,24 @@ impl Link {
         }
     }
 
+    /// Asks what [`Call::words`] kept, maybe of a redis-server that has forgotten its scripts since.
+    pub(crate) async fn repeat<T: FromRedisValue>(&self, cmd: &Cmd) -> Result<T, QueueError> {
+        let mut patience = Patience::new(self.patience);
+        loop {
+            let answer = match self.once(cmd).await {
+                Err(error) if is_missing_function(&error) => match self.load().await {
+                    Ok(()) => self.once(cmd).await,
+                    Err(error) => Err(error),
+                },
+                answer => answer,
+            };
+            match answer {
+                Ok(answer) => return Ok(answer),
+                Err(error) => patience.after(error).await?,
+            }
+        }
+    }
+
     pub(crate) async fn query<T: FromRedisValue>(&self, cmd: &Cmd) -> Result<T, QueueError> {
         let mut patience = Patience::new(self.patience);
         loop {

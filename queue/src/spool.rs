@@ -78,7 +78,7 @@ impl Spool {
             for word in &kept.words {
                 cmd.arg(word);
             }
-            let answer: redis::Value = link.query(&cmd).await?;
+            let answer: redis::Value = link.repeat(&cmd).await?;
             tracing::debug!(file = %path.display(), ?answer, "delivered a spooled outcome");
             fs::remove_file(&path).map_err(|e| unreadable(&path, &e))?;
             delivered.extend(
