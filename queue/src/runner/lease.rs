@@ -25,6 +25,8 @@ use crate::{QueueError, jobs, keys};
 
 /// redis-server may be away for this long before outcomes go to disk.
 const BEFORE_SPOOLING: Duration = Duration::from_secs(1);
+/// Or be there, and answer nothing: longer than most fsyncs take.
+const NO_ANSWER: Duration = Duration::from_secs(2);
 
 /// What becomes of a job that is to be tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -342,9 +344,12 @@ impl Shared {
     ) -> Result<Option<T>, QueueError> {
         let link = &self.queue.link;
         let Some(spool) = &self.spool else { return link.call(call).await.map(Some) };
-        let error = match link.patient_for(BEFORE_SPOOLING).call(call).await {
-            Err(QueueError::Unavailable(error)) if is_transient(&error) => error,
-            answer => return answer.map(Some),
+        let patient = link.patient_for(BEFORE_SPOOLING);
+        let error = match tokio::time::timeout(NO_ANSWER, patient.call(call)).await {
+            Ok(Err(QueueError::Unavailable(error))) if is_transient(&error) => error.to_string(),
+            Ok(answer) => return answer.map(Some),
+            // Should it be answered after all, it is answered the same the second time.
+            Err(_) => format!("no answer in {NO_ANSWER:?}"),
         };
         self.held.wait_for_delivery(places);
         if let Err(disk) = spool.put(link, call, places) {
