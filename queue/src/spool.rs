@@ -20,6 +20,9 @@ use crate::link::{Call, Link};
 use crate::pending::Place;
 use crate::{Queue, QueueError};
 
+/// What a file is called that is being written.
+const UNFINISHED: &str = "unfinished";
+
 /// The spool of one runner.
 pub(crate) struct Spool {
     folder: PathBuf,
@@ -45,7 +48,9 @@ impl Spool {
         let kept = Kept { words: call.words(link), places };
         fs::create_dir_all(&self.folder)?;
         let name = format!("{:020}", self.next.fetch_add(1, Ordering::Relaxed));
-        let (being_written, path) = (self.folder.join("next"), self.folder.join(name));
+        // A file of its own until it is whole: several may be written at a time.
+        let path = self.folder.join(name);
+        let being_written = path.with_extension(UNFINISHED);
         let mut file = File::create(&being_written)?;
         file.write_all(&serde_json::to_vec(&kept)?)?;
         file.sync_all()?;
@@ -62,7 +67,7 @@ impl Spool {
         };
         let mut paths = entries.map(|e| Ok(e?.path())).collect::<io::Result<Vec<_>>>()?;
         // One that was being written was never acknowledged to anybody.
-        paths.retain(|path| path.file_name().is_some_and(|name| name != "next"));
+        paths.retain(|path| !is_unfinished(path));
         paths.sort_unstable();
         Ok(paths)
     }
@@ -92,9 +97,16 @@ impl Spool {
 
     /// Removes the folder, if nothing waits in it.
     pub(crate) fn close(&self) {
-        let _ = fs::remove_file(self.folder.join("next"));
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        for path in entries.map(|entry| entry.path()).filter(|path| is_unfinished(path)) {
+            let _ = fs::remove_file(path);
+        }
         let _ = fs::remove_dir(&self.folder);
     }
+}
+
+fn is_unfinished(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == UNFINISHED)
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> QueueError {
