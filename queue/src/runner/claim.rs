@@ -32,16 +32,7 @@ struct Reader {
 }
 
 pub(super) async fn run(shared: Arc<Shared>, leases: mpsc::UnboundedSender<Lease>) {
-    let lines = vec![Vec::new(); shared.options.queues.len()];
-    let mut claimer = Claimer {
-        shared,
-        leases,
-        reader: None,
-        look_first: true,
-        lines,
-        short: Vec::new(),
-        pause: BLOCK,
-    };
+    let mut claimer = Claimer::new(shared, leases);
     let mut failures = 0;
     while !claimer.shared.drain.is_cancelled() {
         let error = match claimer.claim().await {
@@ -64,6 +55,27 @@ pub(super) async fn run(shared: Arc<Shared>, leases: mpsc::UnboundedSender<Lease
             && let Err(error) = claimer.shared.open().await
         {
             tracing::warn!(%error, "cannot make the lanes anew");
+        }
+    }
+}
+
+/// A runner that is drained claims no more; what it still has can be lost all the same.
+pub(super) async fn watch_drained(shared: Arc<Shared>) {
+    shared.drain.cancelled().await;
+    // What this one finds goes back: nobody takes it.
+    let (nobody, _) = mpsc::unbounded_channel();
+    let claimer = Claimer::new(shared, nobody);
+    let mut failures = 0;
+    loop {
+        claimer.shared.doubt.notified().await;
+        match claimer.compare().await {
+            Ok(()) => failures = 0,
+            Err(error) => {
+                failures += 1;
+                tracing::debug!(%error, failures, "cannot compare leases; tries again");
+                tokio::time::sleep(jittered(RECONNECT, failures)).await;
+                claimer.shared.doubt.notify_one();
+            }
         }
     }
 }
@@ -99,6 +111,19 @@ impl Grant {
 }
 
 impl Claimer {
+    fn new(shared: Arc<Shared>, leases: mpsc::UnboundedSender<Lease>) -> Self {
+        let lines = vec![Vec::new(); shared.options.queues.len()];
+        Self {
+            shared,
+            leases,
+            reader: None,
+            look_first: true,
+            lines,
+            short: Vec::new(),
+            pause: BLOCK,
+        }
+    }
+
     /// One round: waits for a free slot, then for jobs.
     async fn claim(&mut self) -> RedisResult<()> {
         let shared = self.shared.clone();

@@ -145,6 +145,7 @@ impl Queue {
             until_stop().run_until_cancelled_owned(give_dropped_back(shared.clone(), returned)),
         );
         tasks.spawn(until_stop().run_until_cancelled_owned(deliver_spooled(shared.clone())));
+        tasks.spawn(until_stop().run_until_cancelled_owned(claim::watch_drained(shared.clone())));
         claimer.close();
         tasks.close();
         Ok(Runner { leases, shared, claimer, tasks, stop })
