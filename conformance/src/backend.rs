@@ -38,8 +38,8 @@ pub trait Backend: Send + Sync {
     /// Why it does not have this; none when it does.
     fn lacks(&self, capability: Capability) -> Option<String>;
 
-    /// A fresh one, with nothing in it. It is gone when it is dropped.
-    async fn start(&self) -> anyhow::Result<Box<dyn Node>>;
+    /// A fresh one, with nothing in it, that has all that is needed. It is gone when it is dropped.
+    async fn start(&self, needs: &[Capability]) -> anyhow::Result<Box<dyn Node>>;
 }
 
 /// Upkeep, for as long as it is not dropped.

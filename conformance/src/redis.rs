@@ -32,7 +32,6 @@ pub struct Redis {
     program: &'static str,
     /// For the server, besides what it needs.
     arguments: &'static [&'static str],
-    durability: Durability,
 }
 
 impl Redis {
@@ -50,7 +49,7 @@ impl Redis {
     }
 
     fn new(name: &'static str, program: &'static str, arguments: &'static [&'static str]) -> Self {
-        Self { name, program, arguments, durability: Durability::Everysec }
+        Self { name, program, arguments }
     }
 }
 
@@ -71,7 +70,7 @@ impl Backend for Redis {
         None
     }
 
-    async fn start(&self) -> anyhow::Result<Box<dyn Node>> {
+    async fn start(&self, needs: &[Capability]) -> anyhow::Result<Box<dyn Node>> {
         let folder = tempfile::tempdir()?;
         let server = Server {
             process: spawn(self.program, self.arguments, folder.path())?,
@@ -79,7 +78,12 @@ impl Backend for Redis {
             arguments: self.arguments,
         };
         let socket = folder.path().join("server.sock");
-        let config = QueueConfig { socket, durability: self.durability };
+        // What is on disk matters only where it is looked for.
+        let durability = match needs.contains(&Capability::Outages) {
+            true => Durability::Always,
+            false => Durability::None,
+        };
+        let config = QueueConfig { socket, durability };
         let queue = Queue::connect(&config).await.context("cannot connect")?;
         Ok(Box::new(RedisNode { queue, server: Mutex::new(server), folder }))
     }
@@ -133,6 +137,11 @@ impl RedisNode {
     fn spool(&self) -> PathBuf {
         self.folder.path().join("spool")
     }
+}
+
+/// Whether a file of a spool is more than begun.
+fn is_whole(entry: &std::fs::DirEntry) -> bool {
+    entry.path().extension().is_none()
 }
 
 /// What the machine refused.
@@ -270,7 +279,7 @@ impl Node for RedisNode {
 
     async fn spooled(&self, runner: &str) -> Result<usize> {
         match std::fs::read_dir(self.spool().join(runner)) {
-            Ok(entries) => Ok(entries.flatten().filter(|e| e.file_name() != "next").count()),
+            Ok(entries) => Ok(entries.flatten().filter(|entry| is_whole(entry)).count()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
             Err(error) => Err(refused(error)),
         }

@@ -75,7 +75,7 @@ pub async fn run_case(backend: Arc<dyn Backend>, case: &'static Case) -> Verdict
     }
     let begun = Instant::now();
     let ran = tokio::spawn(async move {
-        let bed = Bed::new(backend.start().await?);
+        let bed = Bed::new(backend.start(case.needs).await?);
         (case.run)(bed).await
     });
     match tokio::time::timeout(DEADLINE, ran).await {

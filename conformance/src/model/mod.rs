@@ -64,7 +64,7 @@ impl Backend for Model {
         }
     }
 
-    async fn start(&self) -> anyhow::Result<Box<dyn Node>> {
+    async fn start(&self, _: &[Capability]) -> anyhow::Result<Box<dyn Node>> {
         Ok(Box::new(ModelNode::new(self.flaw)))
     }
 }
