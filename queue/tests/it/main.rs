@@ -7,6 +7,7 @@
 
 mod connect;
 mod events;
+mod histories;
 mod jobs;
 mod leases;
 mod model;
