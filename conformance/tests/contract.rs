@@ -1,5 +1,6 @@
 //! Every case against every backend, each a test of its own. What cannot be run here is ignored.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
         trials.extend(all().map(|case| holds(backend.clone(), case)));
     }
     trials.extend(FLAWS.map(|(flaw, name)| is_found(flaw, name)));
+    trials.push(Trial::test("the_guarantees_name_all_cases", the_guarantees_name_all_cases));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
@@ -38,6 +40,25 @@ fn verdict(backend: Arc<dyn Backend>, case: &'static Case) -> std::io::Result<Ve
     let runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = { runtime }.worker_threads(2).enable_all().build()?;
     Ok(runtime.block_on(run_case(backend, case)))
+}
+
+/// What the queue promises is what the cases show, by name.
+fn the_guarantees_name_all_cases() -> Result<(), Failed> {
+    let head = include_str!("../../queue/src/lib.rs");
+    let promises =
+        head.split("//! # Guarantees").nth(1).and_then(|rest| rest.split("//! # How").next());
+    let named: BTreeSet<&str> =
+        promises.ok_or("it promises nothing")?.split('`').skip(1).step_by(2).collect();
+    let cases: BTreeSet<&str> = all().map(|case| case.name).collect();
+    if let Some(unnamed) = cases.difference(&named).next() {
+        return Err(format!("the head of the queue does not name {unnamed}").into());
+    }
+    match named.difference(&cases).find(|name| name.contains('_')) {
+        Some(unknown) => {
+            Err(format!("the head of the queue names {unknown}, which is no case").into())
+        }
+        None => Ok(()),
+    }
 }
 
 /// Promises that are not kept, and a case that finds out.
