@@ -1,7 +1,7 @@
 //! The side of a runner: it claims jobs, keeps its leases alive, and hears when to stop.
 //!
 //! ```text
-//!   claimer    XREADGROUP on its own connection ─▶ Lease ─▶ next()
+//!   claimer    what has its turn, then XREADGROUP on its own connection ─▶ Lease ─▶ next()
 //!   heartbeat  "I am alive", every few seconds
 //!   control    cancel, lost: read on a connection of its own ─▶ the lease's token
 //!   returner   leases that were dropped without an end go back at once
@@ -49,7 +49,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 pub struct RunnerOptions {
     /// Unique per start: two runners of one name would take each other's leases for their own.
     pub name: String,
-    /// Served in this order within a priority.
+    /// Served in this order: what is ready in the first goes before what is in the next.
     pub queues: Vec<String>,
     /// Leases at a time.
     pub slots: usize,
