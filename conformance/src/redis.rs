@@ -279,7 +279,7 @@ impl Node for RedisNode {
 
     async fn spooled(&self, runner: &str) -> Result<usize> {
         match std::fs::read_dir(self.spool().join(runner)) {
-            Ok(entries) => Ok(entries.flatten().filter(|entry| is_whole(entry)).count()),
+            Ok(entries) => Ok(entries.flatten().filter(is_whole).count()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
             Err(error) => Err(refused(error)),
         }

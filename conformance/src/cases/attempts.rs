@@ -194,16 +194,16 @@ async fn a_stale_attempt_touches_no_task(bed: Bed) -> anyhow::Result<()> {
     };
     let (first, never, last) = (said("first"), said("never"), said("last"));
     task.phase = Phase::Running;
-    stale.update(&task, &[first.clone()]).await?;
+    stale.update(&task, std::slice::from_ref(&first)).await?;
     dead.drain();
     bed.bury("dead").await?;
     let wrong = Task { phase: Phase::Failed, ..task.clone() };
-    is_fenced("a task", stale.update(&wrong, &[never.clone()]).await)?;
+    is_fenced("a task", stale.update(&wrong, std::slice::from_ref(&never)).await)?;
     let mut alive = bed.hire("alive", 1).await?;
     let lease = take(&mut alive).await?;
     is_fenced("a task", stale.update(&wrong, &[never]).await)?;
     ensure!(bed.task(&task).await?.as_ref() == Some(&task));
-    lease.update(&task, &[last.clone()]).await?;
+    lease.update(&task, std::slice::from_ref(&last)).await?;
     lease.finish(&done()).await?;
     let mut events = bed.follow(None);
     for expected in [first, last] {

@@ -196,7 +196,7 @@ async fn followers_outlive_a_restart(bed: Bed) -> anyhow::Result<()> {
     tokio::time::sleep(Duration::from_millis(200)).await;
     bed.start_server().await?;
     let after = event("after")?;
-    bed.publish(&[after.clone()]).await?;
+    bed.publish(std::slice::from_ref(&after)).await?;
     let (_, seen) = soon("an event", events.next()).await?.transpose()?.context("it ended")?;
     ensure!(seen == after);
     ensure!(!waiting.is_finished());
