@@ -206,7 +206,10 @@ macro_rules! hex_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&hex::encode(self.0))
+                let mut digits = [0; 2 * $len];
+                // It fails only for another length, and hexadecimal digits are text.
+                let _ = hex::encode_to_slice(self.0, &mut digits);
+                f.write_str(std::str::from_utf8(&digits).unwrap_or_default())
             }
         }
 

@@ -103,6 +103,21 @@ impl Link {
         }
     }
 
+    /// The same on a connection of one's own.
+    pub(crate) async fn call_once_on<T: FromRedisValue>(
+        &self,
+        connection: &mut Exclusive,
+        call: &Call,
+    ) -> RedisResult<T> {
+        match call.cmd(self.scripts.get()).query_async(connection).await {
+            Err(error) if is_missing_function(&error) => {
+                self.load().await?;
+                call.cmd(self.scripts.get()).query_async(connection).await
+            }
+            answer => answer,
+        }
+    }
+
     /// Loads the functions: as a library, or, where there are none, as scripts.
     pub(crate) async fn load(&self) -> RedisResult<()> {
         let mut load = redis::cmd("FUNCTION");

@@ -40,24 +40,18 @@ pub(super) async fn run(jobs: usize, rounds: usize, globals: &Globals) -> Result
     let shallow = filled(SHALLOW).await?;
     let mut deep = filled(jobs).await?;
     let memory = memory(&deep).await?;
-    let mut ratios = Vec::new();
-    for n in 1..=rounds {
-        output::note(format!("round {n} of {rounds}"));
-        let (few, many) = (round(&shallow).await?, round(&deep).await?);
-        ratios.push(Rates { submit: many.submit / few.submit, drain: many.drain / few.drain });
-    }
+    let before = compare(&shallow, &deep, rounds).await?;
     output::note("restart");
     let begun = Instant::now();
     deep.restart().await?;
     let restart_s = begun.elapsed().as_secs_f64();
-    let (few, many) = (round(&shallow).await?, round(&deep).await?);
+    let after = compare(&shallow, &deep, rounds).await?;
     let kept: u64 = deep.queue.stats().await.map_err(failed)?.iter().map(|q| q.ready).sum();
-    let (submit, drained) = (median(&ratios, |r| r.submit), median(&ratios, |r| r.drain));
     let figures = [
-        ("submit_ratio", submit, "submit rate beside that with 10,000 jobs"),
-        ("drain_ratio", drained, "drain rate beside that with 10,000 jobs"),
-        ("submit_ratio_after_restart", many.submit / few.submit, "submit rate, after the restart"),
-        ("drain_ratio_after_restart", many.drain / few.drain, "drain rate, after the restart"),
+        ("submit_ratio", before.submit, "submit rate beside that with 10,000 jobs"),
+        ("drain_ratio", before.drain, "drain rate beside that with 10,000 jobs"),
+        ("submit_ratio_after_restart", after.submit, "submit rate, after the restart"),
+        ("drain_ratio_after_restart", after.drain, "drain rate, after the restart"),
         ("restart_s", restart_s, "seconds until redis-server was back"),
         ("memory_gib", memory, "GiB that redis-server needs for them"),
         ("lost", jobs as f64 - kept as f64, "jobs that the restart lost"),
@@ -84,6 +78,22 @@ async fn filled(jobs: usize) -> Result<Server, Error> {
         left -= some;
     }
     Ok(server)
+}
+
+/// The rates of the one beside those of the other: medians.
+async fn compare(shallow: &Server, deep: &Server, rounds: usize) -> Result<Rates, Error> {
+    let mut ratios = Vec::new();
+    for n in 1..=rounds {
+        let (few, many) = (round(shallow).await?, round(deep).await?);
+        let ratio = Rates { submit: many.submit / few.submit, drain: many.drain / few.drain };
+        output::note(format!(
+            "round {n} of {rounds}: submits {:.2}, drains {:.2} times as fast",
+            ratio.submit, ratio.drain
+        ));
+        ratios.push(ratio);
+    }
+    let submit = median(&ratios, |r| r.submit);
+    Ok(Rates { submit, drain: median(&ratios, |r| r.drain) })
 }
 
 /// As many come as go, so that the queue stays as full as it is.

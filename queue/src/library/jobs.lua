@@ -244,6 +244,8 @@ end
 
 -- So many are not taken here: the runner reads them itself, which is cheaper.
 local GRANTED = 16
+-- What is taken here at a time.
+local MOST = 256
 
 -- The turn of one account: up to n jobs, what was under way first, then the urgent. How many.
 local function take_turn(s, reply, q, x, account, owner, n)
@@ -258,6 +260,7 @@ local function take_turn(s, reply, q, x, account, owner, n)
     return n
   end
   local got = 0
+  n = math.min(n, MOST)
   for _, lane in ipairs(there) do
     if got < n then got = got + take(reply.taken, lane, owner, n - got) end
   end
@@ -312,7 +315,7 @@ local function claim(KEYS, ARGV)
     end
     lines[i] = {}
     if left > 0 and not is_stopped(s, q) then
-      left = left - take(got.taken, q.ready, owner, left)
+      left = left - take(got.taken, q.ready, owner, math.min(left, MOST))
       local later
       if left > 0 then left, later = take_turns(s, got, q, known, owner, left) end
       if later then wait = math.min(wait or later, later) end

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{RedisResult, Value};
+use redis::{ErrorKind, RedisError, RedisResult, Value};
 use rhizome_model::{Code, Failure, Job, Outcome};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -25,7 +25,7 @@ use crate::{BATCH, keys};
 /// Claims in a row for accounts that the one before had not known.
 const ROUNDS: usize = 3;
 
-/// The connection that blocks, and its name for `CLIENT UNBLOCK`.
+/// The claimer's own connection, where nothing else stands in line, and its name for `CLIENT UNBLOCK`.
 struct Reader {
     connection: Exclusive,
     id: i64,
@@ -142,8 +142,11 @@ impl Claimer {
         while let Ok(more) = shared.slots.clone().try_acquire_owned() {
             free.merge(more);
         }
+        if self.reader.is_none() {
+            self.reader = Some(Reader::open(&shared).await?);
+        }
         if std::mem::take(&mut self.look_first) {
-            let given = self.take_turns(free.num_permits().min(BATCH)).await?;
+            let given = self.take_turns(free.num_permits()).await?;
             if !given.is_empty() {
                 self.look_first = true;
                 return self.deliver(given, free).await;
@@ -160,7 +163,9 @@ impl Claimer {
         for _ in 0..ROUNDS {
             let call = self.claim_call(count - given.len());
             // Asked once: an answer that is lost is found by the comparison that follows an error.
-            let reply: Vec<Value> = self.shared.queue.link.call_once(&call).await?;
+            let link = &self.shared.queue.link;
+            let reader = &mut self.reader.as_mut().ok_or_else(no_reader)?.connection;
+            let reply: Vec<Value> = link.call_once_on(reader, &call).await?;
             let mut reply = reply.into_iter();
             self.pause = match reply.next() {
                 Some(Value::Int(ms)) => u64::try_from(ms).map_or(BLOCK, Duration::from_millis),
@@ -200,7 +205,8 @@ impl Claimer {
             let mut read = redis::cmd("XREADGROUP");
             read.arg("GROUP").arg(keys::GROUP).arg(&self.shared.options.name);
             read.arg("COUNT").arg(left).arg("STREAMS").arg(lane).arg(">");
-            let reply: Value = self.shared.queue.link.once(&read).await?;
+            let reader = &mut self.reader.as_mut().ok_or_else(no_reader)?.connection;
+            let reply: Value = read.query_async(reader).await?;
             let before = given.len();
             given.extend(array(reply).into_iter().filter_map(stored::entries).flat_map(placed));
             left -= (given.len() - before).min(left);
@@ -231,10 +237,7 @@ impl Claimer {
     /// given must be taken, so whoever has other news for us asks it to answer at once.
     async fn wait_for_jobs(&mut self, count: usize) -> RedisResult<Vec<(Place, Content)>> {
         let shared = self.shared.clone();
-        let mut reader = match self.reader.take() {
-            Some(reader) => reader,
-            None => Reader::open(&shared).await?,
-        };
+        let mut reader = self.reader.take().ok_or_else(no_reader)?;
         let pause = self.pause.min(BLOCK).as_millis().max(1);
         let lanes = shared.options.queues.iter().map(|q| keys::lane(&keys::ready(q)));
         let mut read = redis::cmd("XREADGROUP");
@@ -405,6 +408,11 @@ impl Claimer {
         let lanes = lanes_of(link, &self.shared.options.queues).await?;
         held_by(link, &self.shared.options.name, &lanes).await
     }
+}
+
+/// It is opened before every round, and taken away only by an error.
+fn no_reader() -> RedisError {
+    RedisError::from((ErrorKind::Io, "the claimer has no connection"))
 }
 
 fn words(value: Value) -> Vec<String> {
