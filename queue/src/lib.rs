@@ -42,7 +42,8 @@
 //!   `a_flood_delays_another_by_no_more_than_many_slots`, `accounts_take_turns`. Within an account
 //!   the urgent go first: `the_urgent_are_served_first`, `what_was_under_way_goes_before_what_was_not`.
 //! - Limits hold: `an_account_runs_no_more_than_it_may`,
-//!   `an_account_starts_no_more_per_second_than_it_may`, `a_limit_may_be_lifted`. One that is lowered
+//!   `an_account_starts_no_more_per_second_than_it_may`, `a_limit_may_be_lifted`,
+//!   `accounts_at_their_limit_hold_up_nobody`. One that is lowered
 //!   does so for what is not ready yet.
 //! - Jobs that wait for others or for their turn start then, and only then:
 //!   `a_job_starts_after_all_that_it_waits_for`, `a_job_fails_with_one_that_it_waits_for`,

@@ -83,6 +83,7 @@ local function conclude(s, j, state, attempts, outcome, payload, by, is_dead)
   redis.call('SET', j.record, ended_record(s, state, attempts, by, outcome, payload), 'EX', ttl)
   redis.call('HDEL', j.more, 'j')
   redis.call('EXPIRE', j.more, ttl)
+  redis.call('ZREM', s.delayed, 'x ' .. j.member)
   redis.call('XADD', s.done, 'MAXLEN', '~', DONE_KEPT, '*', 'i', j.id)
   count(s, j.queue, j.account, state, 1)
   if is_dead then redis.call('XADD', j.dead, 'MAXLEN', '~', DEAD_KEPT, '*', 'i', j.id) end
@@ -270,13 +271,27 @@ local function take_turn(s, reply, q, x, account, owner, n)
   return got
 end
 
+-- Accounts that a look sees.
+local PAGE = 256
+-- Where there are more, the next ones are looked at so many ms later.
+local NEXT_PAGE = 250
+
+-- These are at their limits, and more wait than one look sees: the others come before them.
+local function pass_by(q, full)
+  local last = #full > 0 and redis.call('ZRANGE', q.turns, PAGE - 1, PAGE - 1, 'WITHSCORES')[2]
+  if not last then return false end
+  for _, account in ipairs(full) do redis.call('ZADD', q.turns, 'XX', last + 1, account) end
+  return true
+end
+
 -- What accounts wait for, in turn, until nothing is left or no slot is free. known: the lanes of the
 -- accounts that the caller could name. Second: in how many ms an account may that may not now.
 local function take_turns(s, reply, q, known, owner, left)
-  local wait, over = nil, {}
+  local wait, over, full = nil, {}, {}
   while left > 0 do
     local able, others = {}, 0
-    for _, account in ipairs(redis.call('ZRANGE', q.turns, 0, 255)) do
+    local page = redis.call('ZRANGE', q.turns, 0, PAGE - 1)
+    for _, account in ipairs(page) do
       if not known[account] then others = others + 1
       elseif not over[account] then able[#able+1] = account end
     end
@@ -288,9 +303,11 @@ local function take_turns(s, reply, q, known, owner, left)
       if n > 0 then left = left - take_turn(s, reply, q, x, account, owner, n) end
       if later then wait = math.min(wait or later, later) end
       over[account] = n <= 0 or x.granted
+      if n <= 0 and #page == PAGE then full[#full+1] = account end
       if left == 0 then break end
     end
   end
+  if pass_by(q, full) then wait = math.min(wait or NEXT_PAGE, NEXT_PAGE) end
   return left, wait
 end
 
@@ -319,7 +336,7 @@ local function claim(KEYS, ARGV)
       local later
       if left > 0 then left, later = take_turns(s, got, q, known, owner, left) end
       if later then wait = math.min(wait or later, later) end
-      lines[i] = redis.call('ZRANGE', q.turns, 0, 255)
+      lines[i] = redis.call('ZRANGE', q.turns, 0, PAGE - 1)
     end
   end
   local reply = { wait or -1, got.grants }
