@@ -13,6 +13,7 @@ use crate::bed::{done, job_of, jobs, take};
 super::cases! {
     an_account_runs_no_more_than_it_may: "no more jobs of an account run at a time than its limit, and no fewer",
     an_account_starts_no_more_per_second_than_it_may: "jobs of an account start at its rate, after a burst",
+    accounts_at_their_limit_hold_up_nobody: "however many accounts wait for their limits, others start",
     a_limit_may_be_lifted: "a limit that is changed counts at once",
 }
 
@@ -101,6 +102,31 @@ async fn a_limit_may_be_lifted(bed: Bed) -> anyhow::Result<()> {
         held.push(take(&mut runner).await?);
     }
     for lease in held {
+        lease.finish(&done()).await?;
+    }
+    Ok(())
+}
+
+async fn accounts_at_their_limit_hold_up_nobody(bed: Bed) -> anyhow::Result<()> {
+    const BLOCKED: u64 = 300;
+    const FREE: AccountId = AccountId(999_999);
+    // The first job of each starts, and the second one not today.
+    let limits = AccountLimits { rate_per_s: Some(0.001), ..AccountLimits::default() };
+    bed.set_limits(None, limits).await?;
+    let free = AccountLimits { concurrency: Some(3), ..AccountLimits::default() };
+    bed.set_limits(Some(FREE), free).await?;
+    let both: Vec<_> = (1..=BLOCKED).flat_map(|n| [job_of(n), job_of(n)]).collect();
+    bed.queue(&both).await?;
+    let mut runner = bed.hire("a", 4).await?;
+    for _ in 0..BLOCKED {
+        take(&mut runner).await?.finish(&done()).await?;
+    }
+    bed.nothing_comes(&mut runner).await?;
+    bed.queue(&jobs(12, || job_of(FREE.0))).await?;
+    for n in 0..12 {
+        let next = tokio::time::timeout(Duration::from_secs(3), take(&mut runner)).await;
+        let lease = next.map_err(|_| anyhow::anyhow!("only {n} of 12 start"))??;
+        ensure!(lease.job().account == FREE);
         lease.finish(&done()).await?;
     }
     Ok(())

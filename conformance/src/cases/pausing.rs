@@ -6,6 +6,8 @@ use anyhow::ensure;
 use rhizome_model::api::PoolMode;
 use rhizome_model::{Job, JobState};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::Bed;
 use crate::bed::{QUEUE, done, job, jobs, now, serve, soon, take, until};
 
@@ -23,25 +25,33 @@ async fn nothing_starts_in_a_paused_queue(bed: Bed) -> anyhow::Result<()> {
 }
 
 async fn pause(bed: &Bed, mode: PoolMode) -> anyhow::Result<()> {
-    const JOBS: usize = 240;
+    const JOBS: usize = 1000;
     let all = jobs(JOBS, job);
-    let mut working = Vec::new();
-    for n in 0..2 {
-        let mut runner = bed.hire(&format!("{mode:?}-{n}"), 2).await?;
-        working.push(tokio::spawn(async move {
-            while let Some(lease) = runner.next().await {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-                lease.finish(&done()).await?;
+    let (mut working, stop) = (tokio::task::JoinSet::new(), CancellationToken::new());
+    // One takes few jobs at a time, the other many.
+    for slots in [2, 40] {
+        let mut runner = bed.hire(&format!("{mode:?}-{slots}"), slots).await?;
+        let stop = stop.clone();
+        working.spawn(async move {
+            let mut attempts = tokio::task::JoinSet::new();
+            while let Some(Some(lease)) = stop.run_until_cancelled(runner.next()).await {
+                attempts.spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    // What does not end is missed below.
+                    let _ = lease.finish(&done()).await;
+                });
+                while attempts.try_join_next().is_some() {}
             }
-            anyhow::Ok(())
-        }));
+            attempts.join_all().await;
+            runner.close().await;
+        });
     }
     let submitting = {
         let (bed, all) = (bed.clone(), all.clone());
         tokio::spawn(async move {
-            for some in all.chunks(4) {
+            for some in all.chunks(25) {
                 bed.queue(some).await?;
-                tokio::time::sleep(Duration::from_millis(2)).await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
             anyhow::Ok(())
         })
@@ -69,9 +79,8 @@ async fn pause(bed: &Bed, mode: PoolMode) -> anyhow::Result<()> {
     for job in &all {
         bed.outcome(job.id).await?;
     }
-    for work in working {
-        work.abort();
-    }
+    stop.cancel();
+    soon("the end of the runners", working.join_all()).await?;
     Ok(())
 }
 

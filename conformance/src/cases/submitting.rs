@@ -144,7 +144,8 @@ async fn nothing_is_left_of_what_ended(bed: Bed) -> anyhow::Result<()> {
         let order = (n % 3 == 0).then(|| format!("order-{}", n % 2));
         let unique = (n % 4 == 0).then(|| format!("key-{n}"));
         let starts_at = (n % 5 == 0).then(|| now() + 200);
-        let expires_at = (n % 7 == 0).then(|| now() + 600);
+        // In time for none, or for all.
+        let expires_at = (n % 7 < 2).then(|| now() + if n % 7 == 0 { 600 } else { 3_600_000 });
         let after = if n % 6 == 1 { vec![parent.id, all[n / 2].id] } else { Vec::new() };
         let under = (n % 8 == 2).then_some(parent.id);
         let account = crate::bed::job_of(1 + n as u64 % 3);

@@ -110,7 +110,9 @@ async fn what_was_under_way_goes_before_what_was_not(bed: Bed) -> anyhow::Result
     drop(lease);
     let lease = take(&mut runner).await?;
     ensure!((lease.job().id, lease.attempt()) == (first.id, 1));
-    drop(lease);
+    drop(runner);
+    bed.bury("a").await?;
+    let mut runner = bed.hire("b", 1).await?;
     let lease = take(&mut runner).await?;
     ensure!((lease.job().id, lease.attempt()) == (first.id, 2));
     Ok(lease.finish(&done()).await?)
