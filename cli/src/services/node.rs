@@ -13,6 +13,7 @@ use std::time::Duration;
 use rhizome_identity::manager::{Config, Facts, FarmChoice, Manager, UPTIME_INTERVAL};
 use rhizome_model::api::{NodeIdentity, Registered};
 use rhizome_model::{Bytes, Capacity, Code, Failure, FarmId, KeyId, Limits, NodeFacts, NodeId};
+use rhizome_queue::Durability;
 use rhizome_sal::Sal;
 use tokio::sync::watch;
 
@@ -41,6 +42,9 @@ pub struct NodeOptions {
         value_name = "PATH"
     )]
     pub redis: PathBuf,
+    /// When what the node promised is on disk.
+    #[arg(long, env = "RHIZOME_DURABILITY", value_enum, default_value_t = DurabilityChoice::Always, value_name = "WHEN")]
+    pub durability: DurabilityChoice,
     /// Keep the pool in a file of the state folder that may grow to this size.
     #[arg(long, env = "RHIZOME_POOL_SIZE", value_name = "SIZE", conflicts_with_all = ["pool_device", "pool_path"])]
     pub pool_size: Option<Bytes>,
@@ -70,8 +74,47 @@ pub struct NodeOptions {
     pub common: Common,
 }
 
+/// What a power cut may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum DurabilityChoice {
+    /// Before it is answered: a power cut loses nothing that was answered
+    Always,
+    /// A second later: a power cut loses up to two seconds of what was answered, accepted
+    /// deployments among it; coord then holds for done what the node has forgotten
+    Everysec,
+    /// When the operating system likes: a power cut loses half a minute or more, and, where Redis
+    /// keeps no append-only file, everything
+    None,
+}
+
+impl From<DurabilityChoice> for Durability {
+    fn from(choice: DurabilityChoice) -> Self {
+        match choice {
+            DurabilityChoice::Always => Self::Always,
+            DurabilityChoice::Everysec => Self::Everysec,
+            DurabilityChoice::None => Self::None,
+        }
+    }
+}
+
+impl DurabilityChoice {
+    /// Said at every start: nobody shall be surprised by it after a power cut.
+    fn warn(self) {
+        match self {
+            Self::Always => {}
+            Self::Everysec => tracing::warn!(
+                "durability everysec: a power cut loses up to two seconds of what was answered"
+            ),
+            Self::None => tracing::warn!(
+                "durability none: a power cut loses what the operating system had not written"
+            ),
+        }
+    }
+}
+
 pub async fn run(args: NodeOptions, globals: &Globals) -> Result<ExitCode, Error> {
     let shutdown = args.common.shutdown()?;
+    args.durability.warn();
     let state = state_folder(&state_of("node", globals))?;
     let ledger = ledger_of(globals)?;
     let log = globals.log.as_deref().unwrap_or("info");
@@ -105,6 +148,7 @@ pub async fn run(args: NodeOptions, globals: &Globals) -> Result<ExitCode, Error
         coordinators: args.coordinators,
         listen,
         redis: args.redis,
+        durability: args.durability.into(),
         pool: pool(args.pool_size, args.pool_device, args.pool_path),
         images: args.images,
         limits: Limits::default(),

@@ -21,6 +21,8 @@ pub struct NodeFile {
     pub listen: SocketAddr,
     /// The unix socket of the node's Redis.
     pub redis: PathBuf,
+    #[serde(default)]
+    pub durability: Durability,
     pub pool: PoolChoice,
     /// Images are taken from below these folders.
     pub images: Vec<PathBuf>,
@@ -66,7 +68,7 @@ impl NodeFile {
     }
 
     pub fn queue(&self) -> QueueConfig {
-        QueueConfig { socket: self.redis.clone(), durability: Durability::Always }
+        QueueConfig { socket: self.redis.clone(), durability: self.durability }
     }
 
     pub fn sal(&self, state: &Path, program: PathBuf) -> NodeConfig {
