@@ -46,7 +46,8 @@
 //!   `accounts_at_their_limit_hold_up_nobody`. One that is lowered
 //!   does so for what is not ready yet.
 //! - Jobs that wait for others or for their turn start then, and only then:
-//!   `a_job_starts_after_all_that_it_waits_for`, `a_job_fails_with_one_that_it_waits_for`,
+//!   `a_job_starts_after_all_that_it_waits_for`, `many_may_wait_for_one`,
+//!   `a_job_fails_with_one_that_it_waits_for`,
 //!   `a_job_after_an_unknown_one_fails`, `a_wait_and_a_delay_both_count`,
 //!   `an_order_is_one_at_a_time`, `an_order_outlives_a_cancelled_job`, `an_order_waits_for_a_retry`,
 //!   `an_order_waits_for_a_delay`, `an_order_outlives_a_runner`.

@@ -35,7 +35,8 @@ impl Queue {
         }
     }
 
-    /// Those who wait for a job. When more have come meanwhile, the note is looked at again.
+    /// Those who wait for a job, as many as one call may move. When there are more, or have come
+    /// meanwhile, the note is looked at again.
     async fn release_those_after(&self, note: &StreamId) -> Result<(), QueueError> {
         let (id, state) = (note.get::<String>("i"), note.get::<String>("s"));
         let (id, state) = (id.unwrap_or_default(), state.unwrap_or_default());
@@ -43,12 +44,14 @@ impl Queue {
         get.arg(keys::WAITED).arg(&id);
         let seen: Option<String> = self.link.query(&get).await?;
         let seen = seen.unwrap_or_default();
-        let mut waiting = Vec::new();
-        for member in seen.split(';').filter(|member| !member.is_empty()) {
+        let members: Vec<&str> = seen.split(';').filter(|member| !member.is_empty()).collect();
+        let (members, rest) = members.split_at(members.len().min(BATCH));
+        let mut waiting = Vec::with_capacity(members.len());
+        for member in members {
             waiting.push(self.identified(member).await?);
         }
         let places = Places::of(waiting.iter().map(|identity| &*identity.member.home));
-        let call = Call::shared("release").args([&note.id, &id, &state, &seen]);
+        let call = Call::shared("release").args([&note.id, &id, &state, &seen]).arg(rest.join(";"));
         let mut call = places.write(call.arg(to_json(&in_vain())?));
         for identity in &waiting {
             call = identity.write(call).num(places.place(&identity.member.home));

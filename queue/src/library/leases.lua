@@ -298,13 +298,14 @@ local function finish_many(KEYS, ARGV)
 end
 
 -- A job that others waited for has ended. KEYS: shared, queues, lanes, then per job that waited: job
--- ARGV: entry of the releases, id, its state, those who wait as the caller saw them, outcome if they
---       fail for it, queues, lanes, then per job that waited: job, place of its home, not before
+-- ARGV: entry of the releases, id, its state, those who wait as the caller saw them, those of them that
+--       are left for the next call, outcome if they fail for it, queues, lanes, then per job that
+--       waited: job, place of its home, not before
 local function release(KEYS, ARGV)
   local s = shared(KEYS)
-  local entry, id, state, seen, failed = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+  local entry, id, state, seen, rest, failed = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
   if (redis.call('HGET', s.waited, id) or '') ~= seen then return 'moved' end
-  local _, homes, k, a = places_at(KEYS, SHARED + 1, ARGV, 6)
+  local _, homes, k, a = places_at(KEYS, SHARED + 1, ARGV, 7)
   while a <= #ARGV do
     local j = job_at(KEYS, k, ARGV, a)
     local home, starts_at = homes[tonumber(ARGV[a+JOB_ARGS])], tonumber(ARGV[a+JOB_ARGS+1])
@@ -322,8 +323,12 @@ local function release(KEYS, ARGV)
     k = k + JOB_KEYS
     a = a + JOB_ARGS + 2
   end
-  redis.call('HDEL', s.waited, id)
-  redis.call('XDEL', s.releases, entry)
+  if rest == '' then
+    redis.call('HDEL', s.waited, id)
+    redis.call('XDEL', s.releases, entry)
+  else
+    redis.call('HSET', s.waited, id, rest)
+  end
   settle(s)
   return 'ok'
 end
