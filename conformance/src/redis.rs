@@ -23,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Backend, Capability, Lease, Node, Result, Runner, Seat, Upkeep};
 
-const SILENCE: Duration = Duration::from_millis(1000);
+/// Longer than a busy machine lets a runner wait for its turn.
+const SILENCE: Duration = Duration::from_millis(2000);
 const HEARTBEAT: Duration = Duration::from_millis(100);
 
 /// The queue on a redis-server, or on what speaks like one.

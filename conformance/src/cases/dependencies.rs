@@ -10,6 +10,7 @@ use crate::bed::{QUEUE, code_of, done, failure, job, jobs, new_id, now, serve, t
 
 super::cases! {
     a_job_starts_after_all_that_it_waits_for: "a job starts when all that it is after have succeeded, not before",
+    many_may_wait_for_one: "however many jobs are after one, all of them go on",
     a_job_fails_with_one_that_it_waits_for: "a job whose predecessor ended otherwise fails, and so on down the chain",
     a_job_after_an_unknown_one_fails: "a job that is after one that is not known fails at once",
     a_wait_and_a_delay_both_count: "a job that waits for others and for a time waits for both",
@@ -45,6 +46,34 @@ async fn a_job_starts_after_all_that_it_waits_for(bed: Bed) -> anyhow::Result<()
     let at_once = Job { after: vec![ended.id, last.id], ..job() };
     bed.queue(std::slice::from_ref(&at_once)).await?;
     serve(&mut runner, at_once.id).await
+}
+
+async fn many_may_wait_for_one(bed: Bed) -> anyhow::Result<()> {
+    const MANY: usize = 700;
+    let _upkeep = bed.maintain();
+    for succeeds in [true, false] {
+        let first = Job { queue: "machine".into(), ..job() };
+        bed.queue(std::slice::from_ref(&first)).await?;
+        let many = jobs(MANY, || Job { after: vec![first.id], ..job() });
+        bed.queue(&many).await?;
+        let mut runner = bed.hire_for("first", 1, &["machine"]).await?;
+        let lease = take(&mut runner).await?;
+        let outcome = if succeeds { done() } else { Outcome::Failed(failure()) };
+        lease.finish(&outcome).await?;
+        runner.close().await;
+        let mut runner = bed.hire("many", 8).await?;
+        for _ in 0..if succeeds { MANY } else { 0 } {
+            take(&mut runner).await?.finish(&done()).await?;
+        }
+        runner.close().await;
+        for job in &many {
+            let outcome = bed.outcome(job.id).await?;
+            ensure!(matches!(outcome, Outcome::Succeeded(_)) == succeeds, "{outcome:?}");
+        }
+    }
+    ensure!(bed.ended(QUEUE, JobState::Succeeded).await? == MANY as u64);
+    ensure!(bed.ended(QUEUE, JobState::Failed).await? == MANY as u64);
+    Ok(())
 }
 
 async fn a_job_fails_with_one_that_it_waits_for(bed: Bed) -> anyhow::Result<()> {
