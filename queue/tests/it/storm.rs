@@ -97,5 +97,6 @@ async fn everything_ends_exactly_once() {
     assert!(ends.len() > JOBS * 9 / 10 && ends.len() <= JOBS, "{}", ends.len());
     let stats = queue.stats().await.unwrap().remove(0);
     assert_eq!((stats.ready, stats.running, stats.delayed), (0, 0, 0));
+    assert_eq!(queue.audit().await.unwrap().faults, [""; 0]);
     assert_eq!(stats.ended.into_iter().collect::<Vec<_>>(), [(JobState::Succeeded, JOBS as u64)]);
 }
