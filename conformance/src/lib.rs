@@ -9,7 +9,7 @@
 //! [`Lease`]s. What it may lack is a [`Capability`]; what needs one that is lacking is skipped, never
 //! passed. Four come with the suite: [`Redis`] with functions, with scripts only, and on Valkey; and
 //! [`Model`], which keeps everything in memory and changes a state by
-//! [`JobState::step`](rhizome_model::JobState::step) only.
+//! [`JobState::step`](rhizome_model::JobState::step).
 //!
 //! Must not know: how a backend keeps what it is entrusted with.
 
