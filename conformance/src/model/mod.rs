@@ -1,7 +1,8 @@
 //! A backend that keeps everything in memory: the contract as the simplest program that keeps it.
 //!
 //! A job's state changes by [`JobState::step`](rhizome_model::JobState::step); set is only where it
-//! begins, and that one whose others have ended still waits for its time. It can be given a [`Flaw`], to see that the cases find it.
+//! begins, and that one whose others have ended still waits for its time. It can be given a
+//! [`Flaw`], to see that the cases find it.
 
 mod claim;
 mod ends;
