@@ -11,7 +11,8 @@
 //!      └──────────────────────── Retry ──┘ └────────────────▶ quarantined
 //! ```
 //!
-//! A job begins waiting (for other jobs), delayed (until a time) or queued. Until it runs it can
+//! A job begins waiting (for other jobs), delayed (until a time) or queued; one that waited and is not
+//! to start yet becomes delayed (Defer). Until it runs it can
 //! expire; until it ends it can be cancelled. One that waits fails when a job that it needs did.
 
 use serde::{Deserialize, Serialize};
@@ -226,6 +227,8 @@ pub enum JobState {
 pub enum JobEvent {
     /// What it waited for has ended well.
     Ready,
+    /// The same, but it is not to start yet.
+    Defer,
     Claim,
     Succeed,
     Fail,
@@ -274,10 +277,11 @@ impl JobState {
     /// The one place that says which event leads where.
     pub fn step(self, event: JobEvent) -> Result<Self, IllegalJobEvent> {
         use JobEvent::{
-            Cancel, Claim, Due, Expire, Fail, Quarantine, Ready, Release, Retry, Succeed,
+            Cancel, Claim, Defer, Due, Expire, Fail, Quarantine, Ready, Release, Retry, Succeed,
         };
         let next = match (self, event) {
             (Self::Waiting, Ready) => Self::Queued,
+            (Self::Waiting, Defer) => Self::Delayed,
             (Self::Queued, Claim) => Self::Running,
             (Self::Waiting | Self::Queued | Self::Delayed | Self::Running, Cancel) => {
                 Self::Cancelled
@@ -290,16 +294,19 @@ impl JobState {
             (Self::Running, Release) => Self::Queued,
             (Self::Running, Quarantine) => Self::Quarantined,
             (Self::Waiting, Claim | Succeed | Retry | Release | Due | Quarantine)
-            | (Self::Queued, Ready | Succeed | Fail | Retry | Release | Due | Quarantine)
-            | (Self::Delayed, Ready | Claim | Succeed | Fail | Retry | Release | Quarantine)
-            | (Self::Running, Ready | Claim | Due | Expire)
+            | (Self::Queued, Ready | Defer | Succeed | Fail | Retry | Release | Due | Quarantine)
+            | (
+                Self::Delayed,
+                Ready | Defer | Claim | Succeed | Fail | Retry | Release | Quarantine,
+            )
+            | (Self::Running, Ready | Defer | Claim | Due | Expire)
             | (
                 Self::Succeeded
                 | Self::Failed
                 | Self::Cancelled
                 | Self::Expired
                 | Self::Quarantined,
-                Ready | Claim | Succeed | Fail | Retry | Release | Due | Cancel | Expire
+                Ready | Defer | Claim | Succeed | Fail | Retry | Release | Due | Cancel | Expire
                 | Quarantine,
             ) => return Err(IllegalJobEvent { state: self, event }),
         };
@@ -331,9 +338,9 @@ mod tests {
     fn an_ended_job_stays_as_it_is() {
         use JobEvent::*;
         for state in JobState::ALL.into_iter().filter(|s| s.is_ended()) {
-            for event in
-                [Ready, Claim, Succeed, Fail, Retry, Release, Due, Cancel, Expire, Quarantine]
-            {
+            for event in [
+                Ready, Defer, Claim, Succeed, Fail, Retry, Release, Due, Cancel, Expire, Quarantine,
+            ] {
                 assert!(state.step(event).is_err(), "{state:?} {event:?}");
             }
         }

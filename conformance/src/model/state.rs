@@ -248,8 +248,13 @@ impl State {
         if entry.state != JobState::Waiting || waits {
             return Ok(());
         }
-        entry.step(JobEvent::Ready)?;
-        self.put(id)
+        match entry.job.starts_at.filter(|at| *at > now()) {
+            Some(at) => {
+                entry.due_at = at;
+                entry.step(JobEvent::Defer)
+            }
+            None => entry.step(JobEvent::Ready),
+        }
     }
 }
 

@@ -204,11 +204,24 @@ impl Claimer {
         for lane in grant.lanes {
             let mut read = redis::cmd("XREADGROUP");
             read.arg("GROUP").arg(keys::GROUP).arg(&self.shared.options.name);
-            read.arg("COUNT").arg(left).arg("STREAMS").arg(lane).arg(">");
+            read.arg("COUNT").arg(left).arg("STREAMS").arg(&lane).arg(">");
+            // Should the queue have been stopped since the grant, what is read does not start.
+            let queue = keys::queue_of(keys::lane_name(&lane)).to_owned();
+            let mut look = redis::pipe();
+            look.add_command(read).cmd("HEXISTS").arg(keys::SETTINGS).arg(format!("m {queue}"));
             let reader = &mut self.reader.as_mut().ok_or_else(no_reader)?.connection;
-            let reply: Value = read.query_async(reader).await?;
+            let (reply, stopped): (Value, bool) = look.query_async(reader).await?;
             let before = given.len();
-            given.extend(array(reply).into_iter().filter_map(stored::entries).flat_map(placed));
+            let read = array(reply).into_iter().filter_map(stored::entries).flat_map(placed);
+            if stopped {
+                let back = read.map(|(place, content)| {
+                    let identity = identity(&content, &place.lane);
+                    (place, identity)
+                });
+                self.shelve(back.collect()).await;
+                return Ok(());
+            }
+            given.extend(read);
             left -= (given.len() - before).min(left);
             if left == 0 {
                 return Ok(());
