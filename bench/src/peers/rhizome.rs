@@ -15,7 +15,7 @@ use crate::tally::Tally;
 
 const QUEUE: &str = "volume";
 /// Leases at a time.
-const SLOTS: usize = 1024;
+const SLOTS: usize = 2048;
 
 pub struct Rhizome {
     queue: Queue,

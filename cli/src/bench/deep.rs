@@ -22,7 +22,7 @@ const PER_ROUND: usize = 50_000;
 /// Jobs that are made at a time while the queue is filled.
 const FILL: usize = 100_000;
 /// Leases at a time.
-const SLOTS: usize = 1024;
+const SLOTS: usize = 2048;
 
 /// Per second.
 #[derive(Clone, Copy)]

@@ -3,7 +3,8 @@
 -- repeated by the same attempt answers as it did and changes nothing.
 
 local GROUP = 'g'
-local RECORD_TTL = 3600      -- seconds that an ended job is remembered
+-- Numbers that are only passed on are text: redis-server would write each anew at every call.
+local RECORD_TTL = '3600'    -- seconds that an ended job is remembered
 local DEAD_TTL = 7 * 24 * 3600  -- that of a dead letter
 local LONG_TTL = 31 * 24 * 3600 -- longer than any envelope is valid
 local OUTPUT_TTL = 3600      -- seconds after the last thing that was printed

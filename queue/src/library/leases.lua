@@ -263,6 +263,8 @@ local function finish_many(KEYS, ARGV)
   local ended_at, by = ' ' .. at .. ' ', ' ' .. owner .. '\n'
   local id_at = #KEYS[#KEYS] - 31
   local call = redis.call
+  -- Most leases of a batch began at the same few times.
+  local times = {}
   for k = base + 1, #KEYS do
     local g, entry, record = groups[tonumber(ARGV[a])], ARGV[a+1], KEYS[k]
     local idle = g.held[entry]
@@ -271,7 +273,12 @@ local function finish_many(KEYS, ARGV)
       idle = is_held and since
     end
     if idle then
-      call('SET', record, g.head .. (at - idle) .. ended_at .. entry .. by .. ARGV[a+2], 'EX', RECORD_TTL)
+      local time = times[idle]
+      if not time then
+        time = (at - idle) .. ended_at
+        times[idle] = time
+      end
+      call('SET', record, g.head .. time .. entry .. by .. ARGV[a+2], 'EX', RECORD_TTL)
       news[#news+1] = string.sub(record, id_at)
       states[#states+1] = g.state
       g.over[#g.over+1] = entry
