@@ -1,19 +1,12 @@
-//! How long to wait before a job is tried again.
+//! How long to wait before redis-server is tried again.
 
 use std::time::Duration;
 
 use rhizome_model::Backoff;
 
-/// Between the attempts of a job.
-pub const JOB_RETRY: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
 /// Between the attempts to reach redis-server.
 pub(crate) const RECONNECT: Backoff =
     Backoff::new(Duration::from_millis(20), Duration::from_millis(250));
-
-/// The pause after the attempt `attempt` (from 1) of a job failed.
-pub fn backoff(attempt: u32) -> Duration {
-    jittered(JOB_RETRY, attempt)
-}
 
 pub(crate) fn jittered(backoff: Backoff, attempt: u32) -> Duration {
     backoff.delay(attempt, unit(uuid::Uuid::new_v4().as_u128()))
@@ -34,8 +27,8 @@ mod tests {
     proptest! {
         #[test]
         fn a_pause_is_never_longer_than_its_bound(attempt: u32) {
-            prop_assert!(backoff(attempt) <= JOB_RETRY.bound(attempt));
-            prop_assert!(JOB_RETRY.bound(attempt) <= JOB_RETRY.cap);
+            prop_assert!(jittered(RECONNECT, attempt) <= RECONNECT.bound(attempt));
+            prop_assert!(RECONNECT.bound(attempt) <= RECONNECT.cap);
         }
 
         #[test]
@@ -46,7 +39,7 @@ mod tests {
 
     #[test]
     fn pauses_are_spread_over_the_whole_bound() {
-        let halves = (0..200).filter(|_| backoff(20) > JOB_RETRY.cap / 2).count();
+        let halves = (0..200).filter(|_| jittered(RECONNECT, 20) > RECONNECT.cap / 2).count();
         assert!((40..160).contains(&halves), "{halves} of 200 in the upper half");
     }
 }

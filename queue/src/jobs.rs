@@ -1,5 +1,7 @@
 //! Submitting, cancelling, and doing again.
 
+use std::collections::HashSet;
+
 use futures_util::TryStreamExt;
 use futures_util::stream::FuturesOrdered;
 use rhizome_model::{Code, Failure, Job, JobId, JobState, Outcome};
@@ -59,17 +61,29 @@ impl Queue {
     /// runner says so or dies. The jobs that it asked for go with it. The state is the one after that.
     pub async fn cancel(&self, id: JobId) -> Result<JobState, QueueError> {
         let state = self.withdraw(id, "cancelled", &Outcome::Cancelled).await?;
-        let mut list = redis::cmd("SMEMBERS");
-        list.arg(keys::children(id));
-        let children: Vec<String> = self.link.query(&list).await?;
-        for child in children {
-            let child = child.parse().map_err(|e| QueueError::corrupt("a child of a job", e))?;
-            match Box::pin(self.cancel(child)).await {
+        let mut told = HashSet::from([id]);
+        let mut left = self.children(id).await?;
+        while let Some(child) = left.pop() {
+            if !told.insert(child) {
+                continue;
+            }
+            match self.withdraw(child, "cancelled", &Outcome::Cancelled).await {
                 Ok(_) | Err(QueueError::NoSuchJob(_)) => {}
                 Err(error) => return Err(error),
             }
+            left.extend(self.children(child).await?);
         }
         Ok(state)
+    }
+
+    /// The jobs that a job asked for.
+    async fn children(&self, id: JobId) -> Result<Vec<JobId>, QueueError> {
+        let mut list = redis::cmd("SMEMBERS");
+        list.arg(keys::children(id));
+        let children: Vec<String> = self.link.query(&list).await?;
+        let parse = |child: &String| child.parse();
+        let children = children.iter().map(parse).collect::<Result<_, _>>();
+        children.map_err(|e| QueueError::corrupt("a child of a job", e))
     }
 
     /// Ends a job that has not begun.

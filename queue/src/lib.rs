@@ -108,7 +108,6 @@ mod tasks;
 use std::sync::Arc;
 
 pub use audit::Audit;
-pub use backoff::{JOB_RETRY, backoff};
 pub use connect::{Durability, QueueConfig};
 pub use error::QueueError;
 pub use jobs::Submission;

@@ -39,7 +39,10 @@ pub(crate) async fn lanes_of(link: &Link, queues: &[String]) -> Result<Vec<Strin
     Ok(lanes)
 }
 
-/// Up to 256 entries of these lanes that `runner` holds.
+/// Far more than a runner has slots.
+const ALL: usize = 1_000_000;
+
+/// All entries of these lanes that `runner` holds.
 pub(crate) async fn held_by(
     link: &Link,
     runner: &str,
@@ -50,7 +53,7 @@ pub(crate) async fn held_by(
         let mut look = redis::pipe();
         for lane in some {
             look.cmd("XPENDING").arg(keys::lane(lane)).arg(keys::GROUP);
-            look.arg("-").arg("+").arg(BATCH).arg(runner);
+            look.arg("-").arg("+").arg(ALL).arg(runner);
         }
         // A lane that was forgotten meanwhile holds nothing.
         let pending: Vec<redis::RedisResult<StreamPendingCountReply>> =
@@ -60,19 +63,19 @@ pub(crate) async fn held_by(
             held.extend(entries.map(|e| Place { lane: lane.as_str().into(), entry: e.id.into() }));
         }
     }
-    held.truncate(BATCH);
-    if held.is_empty() {
-        return Ok(Vec::new());
+    let mut found = Vec::with_capacity(held.len());
+    for some in held.chunks(BATCH) {
+        let mut read = redis::pipe();
+        for place in some {
+            read.cmd("XRANGE").arg(keys::lane(&place.lane)).arg(&*place.entry).arg(&*place.entry);
+        }
+        let contents: Vec<Vec<Value>> = link.query_all(&read).await?;
+        for (place, mut entries) in some.iter().zip(contents) {
+            let content = entries.pop().and_then(stored::entry);
+            found.extend(content.map(|(_, content)| (place.clone(), content)));
+        }
     }
-    let mut read = redis::pipe();
-    for place in &held {
-        read.cmd("XRANGE").arg(keys::lane(&place.lane)).arg(&*place.entry).arg(&*place.entry);
-    }
-    let contents: Vec<Vec<Value>> = link.query_all(&read).await?;
-    let with_content = |(place, mut found): (Place, Vec<Value>)| {
-        found.pop().and_then(stored::entry).map(|(_, content)| (place, content))
-    };
-    Ok(held.into_iter().zip(contents).filter_map(with_content).collect())
+    Ok(found)
 }
 
 /// Gives leases of `owner` back; those that are no longer its are left alone. How many were given.

@@ -132,7 +132,8 @@ impl Held {
     pub(crate) fn end_comparison(&self, before: &[Place], theirs: &[Place]) -> Vec<Place> {
         let mut inner = self.locked();
         let ended = inner.ended.take().unwrap_or_default();
-        for place in before.iter().filter(|p| !theirs.contains(p)) {
+        let known: HashSet<&Place> = theirs.iter().collect();
+        for place in before.iter().filter(|place| !known.contains(place)) {
             if let Some(flag) = inner.leases.get(place) {
                 flag.raise(CancelReason::Lost);
             }

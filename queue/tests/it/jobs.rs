@@ -281,3 +281,15 @@ async fn what_is_past_its_deadline_does_not_start() {
     lease.finish(&Outcome::Succeeded(json!(null))).await.unwrap();
     assert_eq!(queue.stats().await.unwrap()[0].ended[&JobState::Expired], 1);
 }
+
+#[tokio::test]
+async fn jobs_that_ask_for_each_other_are_cancelled_once() {
+    let server = Server::start();
+    let queue = server.queue().await;
+    let (a, b) = (job("volume"), job("volume"));
+    let jobs = [Job { parent: Some(b.id), ..a.clone() }, Job { parent: Some(a.id), ..b.clone() }];
+    queue.submit(&jobs).await.unwrap();
+    let cancelled = soon("the end of the cancellation", queue.cancel(a.id)).await;
+    assert_eq!(cancelled.unwrap(), JobState::Cancelled);
+    assert_eq!(state(&queue, b.id).await, JobState::Cancelled);
+}

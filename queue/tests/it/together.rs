@@ -91,3 +91,33 @@ async fn who_waits_is_woken_by_news_of_many() {
         assert_eq!(outcome.unwrap(), Outcome::Succeeded(json!(1)));
     }
 }
+
+#[tokio::test]
+async fn many_leases_outlive_a_wire_that_breaks() {
+    let server = Server::start();
+    let queue = server.queue_with(Durability::None).await;
+    let jobs: Vec<_> = (0..MANY).map(|_| job("volume")).collect();
+    queue.submit(&jobs).await.unwrap();
+    let mut runner = queue.runner(options("a", MANY + 1)).await.unwrap();
+    let mut leases = Vec::new();
+    for _ in 0..MANY {
+        leases.push(take(&mut runner).await);
+    }
+    let mut wire = server.wire().await;
+    let mut cut = redis::cmd("CLIENT");
+    cut.arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes");
+    let killed: u64 = cut.query_async(&mut wire).await.unwrap();
+    assert!(killed > 0);
+    // It compares what it holds before it takes another.
+    let one = job("volume");
+    queue.submit(std::slice::from_ref(&one)).await.unwrap();
+    let last = take(&mut runner).await;
+    assert_eq!(last.job.id, one.id);
+    let lost = leases.iter().filter(|lease| lease.cancel_reason().is_some()).count();
+    assert_eq!(lost, 0, "of {MANY} leases");
+    let outcome = Outcome::Succeeded(json!(1));
+    let ends = leases.iter().chain([&last]).map(|lease| lease.finish(&outcome));
+    for end in soon("the ends", join_all(ends)).await {
+        end.unwrap();
+    }
+}
