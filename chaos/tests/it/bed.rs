@@ -17,7 +17,7 @@ use rhizome_chaos::plan::{Plan, new_id};
 use rhizome_chaos::proxy::{self, Fault, Proxy, what_matters};
 use rhizome_chaos::server::Server;
 use rhizome_chaos::worker;
-use rhizome_model::{AccountId, Job, JobId, Outcome};
+use rhizome_model::{AccountId, Event, Job, JobId, Outcome, What as Happened};
 use rhizome_queue::{
     Durability, Lease, MaintainOptions, Queue, QueueConfig, QueueError, Runner, RunnerOptions,
     Submission,
@@ -271,6 +271,20 @@ impl Bed {
     /// Ends the last job as the scenario wants it, past everything that was planned.
     pub async fn finish(&self, lease: &Lease) -> Result<(), QueueError> {
         lease.finish(&Outcome::Succeeded(serde_json::json!(lease.attempt))).await
+    }
+
+    /// Whether the event was appended, and not twice.
+    pub async fn is_there_once(&self, event: &Event) -> anyhow::Result<()> {
+        let last = Event { what: Happened::Log { message: "last".into() }, ..event.clone() };
+        self.near.publish(std::slice::from_ref(&last)).await?;
+        let events = self.near.follow(None).take_while(|e| {
+            let go_on = e.as_ref().is_ok_and(|(_, e)| *e != last);
+            async move { go_on }
+        });
+        let seen: Vec<_> = events.collect().await;
+        let ours = seen.iter().flatten().filter(|(_, e)| e == event).count();
+        ensure!(ours == 1, "the event is there {ours} times");
+        Ok(())
     }
 
     /// A sound runner does what is left; then everything must have ended, once.

@@ -26,7 +26,7 @@ async fn held(bed: &mut Bed, job: Job) -> anyhow::Result<(Runner, Lease)> {
 }
 
 /// The client goes on with what it has, if it lives.
-async fn end(bed: &Bed, lease: &Lease, alive: bool) -> anyhow::Result<()> {
+pub async fn end(bed: &Bed, lease: &Lease, alive: bool) -> anyhow::Result<()> {
     if alive {
         bed.ended(lease);
         bed.finish(lease).await?;
@@ -142,15 +142,7 @@ async fn finish_with_events() {
         let step = lease.finish_with(&done, None, std::slice::from_ref(&event));
         if bed.step(step).await?.is_some() {
             bed.told(&lease, Answer::Finished(JobState::Succeeded));
-            let last = Event { what: Happened::Log { message: "last".into() }, ..event.clone() };
-            bed.near.publish(std::slice::from_ref(&last)).await?;
-            let events = bed.near.follow(None).take_while(|e| {
-                let go_on = e.as_ref().is_ok_and(|(_, e)| *e != last);
-                async move { go_on }
-            });
-            let seen: Vec<_> = events.collect().await;
-            let ours = seen.iter().flatten().filter(|(_, e)| *e == event).count();
-            anyhow::ensure!(ours == 1, "the event is there {ours} times");
+            bed.is_there_once(&event).await?;
         }
         Ok(())
     })

@@ -13,4 +13,5 @@ mod moves;
 mod power;
 mod proxy;
 mod submitting;
+mod tasks;
 mod verdicts;
