@@ -33,6 +33,11 @@ use clap::error::ErrorKind;
 use crate::cli::Cli;
 use crate::error::Error;
 
+/// Under load a runner spends a fifth of its time on many small pieces of memory. It reserves no
+/// address space ahead, which a sandbox is limited by.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const NO_COMMAND: ErrorKind = ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
 
 fn main() -> ExitCode {

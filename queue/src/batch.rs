@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!   ask ─▶ inbox ─▶ worker: takes all that is there, up to 256 ─▶ one call ─▶ an answer to each
-//!                └▶ worker: the same, while the other waits for its call
+//!                └▶ worker: the same, while the others wait for their calls
 //! ```
 //!
-//! Nothing waits for company: whoever comes alone goes alone, at once. Two workers, so that
+//! Nothing waits for company: whoever comes alone goes alone, at once. Several workers, so that
 //! redis-server has the next batch while the answers to the last are read.
 
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::{BATCH, QueueError};
 
-const WORKERS: usize = 2;
+const WORKERS: usize = 4;
 /// Of those who wait for a worker; more wait to get in.
 const INBOX: usize = 4 * BATCH;
 
@@ -112,9 +112,11 @@ mod tests {
         };
         let mut asking = vec![ask(0)];
         assert_eq!(seen.recv().await, Some(1), "alone, at once");
-        asking.push(ask(1));
-        assert_eq!(seen.recv().await, Some(1), "the second worker");
-        asking.extend((2..302).map(ask));
+        for n in 1..WORKERS {
+            asking.push(ask(n));
+            assert_eq!(seen.recv().await, Some(1), "another worker");
+        }
+        asking.extend((WORKERS..WORKERS + 300).map(ask));
         while batcher.inbox.capacity() > INBOX - 300 {
             tokio::task::yield_now().await;
         }

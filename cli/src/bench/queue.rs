@@ -28,7 +28,7 @@ use crate::output;
 use crate::services::program;
 
 /// Leases at a time of the runner that drains.
-const SLOTS: usize = 2048;
+const SLOTS: usize = 4096;
 /// Of the runner that is killed.
 const VICTIM: &str = "victim";
 const MILLIS: f64 = 1e3;
