@@ -3,16 +3,21 @@
 //! The floor is the least that any reliable queue on streams does: pipelined `XADD`, then
 //! `XREADGROUP` and `XACK`, no record, no fence, no news. It leaves nothing behind.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::streams::StreamReadReply;
-use redis::{Client, ConnectionAddr};
+use redis::{Client, ConnectionAddr, FromRedisValue, Value};
 
 use crate::{BATCH, QueueError, keys};
 
 const FLOOR: &str = "{n}:floor";
+/// Bytes of redis-server's table per key and per place, as it counts them (`getMemoryOverheadData`).
+const PER_KEY: usize = 40;
+const PER_PLACE: usize = 8;
 
 /// A look at one redis-server, on a connection of its own.
 pub struct Probe {
@@ -33,6 +38,24 @@ pub struct Usage {
 pub struct Floor {
     pub submit_per_s: f64,
     pub drain_per_s: f64,
+}
+
+/// Work of redis-server's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chore {
+    /// After a fork it copies each page that it changes.
+    RewritesItsFile,
+    /// Keys are looked for in two tables, and every command moves some from one to the other.
+    GrowsItsTable,
+}
+
+impl fmt::Display for Chore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RewritesItsFile => "rewrites its file",
+            Self::GrowsItsTable => "moves its keys to a larger table",
+        })
+    }
 }
 
 impl Probe {
@@ -103,10 +126,32 @@ impl Probe {
         Ok(Floor { submit_per_s, drain_per_s })
     }
 
+    /// What it does besides its work, that slows it down and passes.
+    pub async fn chore(&mut self) -> Result<Option<Chore>, QueueError> {
+        let info = self.info("persistence").await?;
+        let scheduled = field(&info, "aof_rewrite_scheduled")?;
+        if field(&info, "aof_rewrite_in_progress")? + scheduled > 0.0 {
+            return Ok(Some(Chore::RewritesItsFile));
+        }
+        let keys: usize = self.ask(&["DBSIZE"]).await?;
+        let stats: HashMap<String, Value> = self.ask(&["MEMORY", "STATS"]).await?;
+        let overhead = stats.get("db.0").and_then(|db| {
+            let db = HashMap::<String, usize>::from_redis_value(db.clone()).ok()?;
+            db.get("overhead.hashtable.main").copied()
+        });
+        // A table has a power of two of places; while keys move to a larger one there are both.
+        let places = overhead.map(|bytes| bytes.saturating_sub(keys * PER_KEY) / PER_PLACE);
+        Ok(places.filter(|places| !places.is_power_of_two()).map(|_| Chore::GrowsItsTable))
+    }
+
+    async fn ask<T: FromRedisValue>(&mut self, words: &[&str]) -> Result<T, QueueError> {
+        let mut cmd = redis::Cmd::new();
+        cmd.arg(words);
+        cmd.query_async(&mut self.connection).await.map_err(QueueError::Unavailable)
+    }
+
     async fn info(&mut self, section: &str) -> Result<String, QueueError> {
-        let mut info = redis::cmd("INFO");
-        info.arg(section);
-        info.query_async(&mut self.connection).await.map_err(QueueError::Unavailable)
+        self.ask(&["INFO", section]).await
     }
 }
 

@@ -5,8 +5,9 @@
 //! killed, comes back, and is measured once more.
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use rhizome_queue::bench::Probe;
 use rhizome_queue::{Durability, Runner};
 use serde_json::json;
 
@@ -40,11 +41,14 @@ pub(super) async fn run(jobs: usize, rounds: usize, globals: &Globals) -> Result
     let shallow = filled(SHALLOW).await?;
     let mut deep = filled(jobs).await?;
     let memory = memory(&deep).await?;
+    let busy = compare(&shallow, &deep, rounds).await?;
+    let mut chores_s = at_rest(&deep).await?;
     let before = compare(&shallow, &deep, rounds).await?;
     output::note("restart");
     let begun = Instant::now();
     deep.restart().await?;
     let restart_s = begun.elapsed().as_secs_f64();
+    chores_s += at_rest(&deep).await?;
     let after = compare(&shallow, &deep, rounds).await?;
     let kept: u64 = deep.queue.stats().await.map_err(failed)?.iter().map(|q| q.ready).sum();
     let figures = [
@@ -53,6 +57,9 @@ pub(super) async fn run(jobs: usize, rounds: usize, globals: &Globals) -> Result
         ("submit_ratio_after_restart", after.submit, "submit rate, after the restart"),
         ("drain_ratio_after_restart", after.drain, "drain rate, after the restart"),
         ("restart_s", restart_s, "seconds until redis-server was back"),
+        ("submit_ratio_at_once", busy.submit, "submit rate right after it was filled"),
+        ("drain_ratio_at_once", busy.drain, "drain rate right after it was filled"),
+        ("chores_s", chores_s, "seconds that redis-server's own chores were waited for"),
         ("memory_gib", memory, "GiB that redis-server needs for them"),
         ("lost", jobs as f64 - kept as f64, "jobs that the restart lost"),
     ];
@@ -78,6 +85,20 @@ async fn filled(jobs: usize) -> Result<Server, Error> {
         left -= some;
     }
     Ok(server)
+}
+
+/// Waits until it does nothing besides its work, as one that was filled or started does for a while.
+async fn at_rest(server: &Server) -> Result<f64, Error> {
+    let mut probe = Probe::open(&server.socket()).await.map_err(failed)?;
+    let begun = Instant::now();
+    let mut said = None;
+    while let Some(chore) = probe.chore().await.map_err(failed)? {
+        if said.replace(chore) != Some(chore) {
+            output::note(format!("waits while redis-server {chore}"));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(begun.elapsed().as_secs_f64())
 }
 
 /// The rates of the one beside those of the other: medians.
@@ -111,7 +132,7 @@ async fn round(server: &Server) -> Result<Rates, Error> {
 }
 
 async fn memory(server: &Server) -> Result<f64, Error> {
-    let mut probe = rhizome_queue::bench::Probe::open(&server.socket()).await.map_err(failed)?;
+    let mut probe = Probe::open(&server.socket()).await.map_err(failed)?;
     let usage = probe.usage().await.map_err(failed)?;
     Ok(usage.memory as f64 / f64::from(1 << 30))
 }
