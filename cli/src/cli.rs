@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use rhizome_model::Action;
 
 use crate::commands as c;
 use crate::error::Error;
@@ -74,6 +75,8 @@ pub enum Command {
     Account(c::account::Args),
     /// Find mistakes in scripts without a server.
     Check(c::check::Args),
+    /// Show what a deploy would change, without changing anything.
+    Plan(c::plan::Args),
     /// Print the deployment document of a script, unsigned.
     Document(c::document::Args),
     /// Sign a script, submit it and watch it become resources.
@@ -88,6 +91,18 @@ pub enum Command {
     Logs(c::logs::Args),
     /// Run a command inside a resource.
     Exec(c::exec::Args),
+    /// Start a machine that was stopped or has ended.
+    Start(c::power::Args),
+    /// Stop a machine; it stays stopped until it is started.
+    Stop(c::power::Args),
+    /// Stop a machine and start it.
+    Restart(c::power::Args),
+    /// Keep what a volume holds now under a name.
+    Snapshot(c::snapshot::Args),
+    /// Bring a volume back to what a snapshot holds.
+    Restore(c::restore::Args),
+    /// Give a volume or a machine another size, in place.
+    Resize(c::resize::Args),
     /// Delete a deployment.
     Delete(c::delete::Args),
     /// Sign a document: makes a DSSE envelope.
@@ -134,6 +149,7 @@ impl Command {
             Self::Key(args) => c::key::run(args, globals).await,
             Self::Account(args) => c::account::run(args, globals).await,
             Self::Check(args) => c::check::run(args, globals).await,
+            Self::Plan(args) => Box::pin(c::plan::run(args, globals)).await,
             Self::Document(args) => Box::pin(c::document::run(args, globals)).await,
             Self::Deploy(args) => Box::pin(c::deploy::run(args, globals)).await,
             Self::List(args) => c::list::run(args, globals).await,
@@ -141,6 +157,12 @@ impl Command {
             Self::Events(args) => Box::pin(c::events::run(args, globals)).await,
             Self::Logs(args) => c::logs::run(args, globals).await,
             Self::Exec(args) => c::exec::run(args, globals).await,
+            Self::Start(args) => Box::pin(c::power::run(args, Action::Start, globals)).await,
+            Self::Stop(args) => Box::pin(c::power::run(args, Action::Stop, globals)).await,
+            Self::Restart(args) => Box::pin(c::power::run(args, Action::Restart, globals)).await,
+            Self::Snapshot(args) => Box::pin(c::snapshot::run(args, globals)).await,
+            Self::Restore(args) => Box::pin(c::restore::run(args, globals)).await,
+            Self::Resize(args) => Box::pin(c::resize::run(args, globals)).await,
             Self::Delete(args) => Box::pin(c::delete::run(args, globals)).await,
             Self::Sign(args) => c::sign::run(args, globals).await,
             Self::Submit(args) => Box::pin(c::submit::run(args, globals)).await,

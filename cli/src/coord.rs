@@ -8,8 +8,8 @@ use http::{HeaderMap, HeaderValue, Method, header};
 use rhizome_identity::{SigningKey, http_signature};
 use rhizome_model::api::{
     AccountLimits, AccountView, DeploymentView, ExecRequest, JobAgain, JobView, NodeStatus,
-    NodeView, OutputChunk, PlacementReply, PlacementRequest, PoolChange, PoolView, QueueView,
-    Submitted,
+    NodeView, OutputChunk, PlacementReply, PlacementRequest, PlanBase, PoolChange, PoolView,
+    QueueView, Submitted,
 };
 use rhizome_model::{AccountId, Code, DeploymentId, Event, Failure, JobId, Name, NodeId};
 use rhizome_service::Client;
@@ -66,6 +66,11 @@ pub async fn submit(coord: &Client, envelope: Vec<u8>) -> Result<Submitted, Fail
     coord.post_bytes("/v1/envelopes", envelope).await
 }
 
+/// The same for an operation.
+pub async fn operate(coord: &Client, envelope: Vec<u8>) -> Result<JobView, Failure> {
+    coord.post_bytes("/v1/envelopes", envelope).await
+}
+
 impl Coord {
     /// The account of the key.
     pub async fn account(&self) -> Result<AccountId, Failure> {
@@ -99,6 +104,11 @@ impl Coord {
 
     pub async fn submit(&self, envelope: Vec<u8>) -> Result<Submitted, Failure> {
         submit(&self.plain, envelope).await
+    }
+
+    /// Hands an operation over: the job that its node makes of it.
+    pub async fn operate(&self, envelope: Vec<u8>) -> Result<JobView, Failure> {
+        operate(&self.plain, envelope).await
     }
 
     pub async fn deployments(&self, all: bool) -> Result<Vec<DeploymentView>, Failure> {
@@ -147,6 +157,11 @@ impl Coord {
 
     pub async fn node_status(&self, id: NodeId) -> Result<NodeStatus, Failure> {
         self.signed.get(&format!("/v1/nodes/{id}/status")).await
+    }
+
+    /// What a node has of a deployment, for a plan to be compared with.
+    pub async fn plan_base(&self, node: NodeId, id: &DeploymentId) -> Result<PlanBase, Failure> {
+        self.signed.get(&format!("/v1/nodes/{node}/tasks/{id}/base")).await
     }
 
     pub async fn node_queues(&self, id: NodeId) -> Result<Vec<QueueView>, Failure> {

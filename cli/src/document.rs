@@ -14,8 +14,8 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use rhizome_model::{
-    Code, DeploymentDocument, DeploymentId, Failure, KeyId, MAX_LIFETIME_SECS, NodeId, OnFailure,
-    Placement, Policy, Version,
+    Code, DeploymentDocument, DeploymentId, Failure, KeyId, MAX_LIFETIME_SECS, Name, NodeId,
+    OnFailure, Placement, Policy, Version,
 };
 use serde_json::Value;
 use zeroize::Zeroizing;
@@ -33,8 +33,8 @@ pub struct DocumentArgs {
     /// The script; - reads standard input.
     pub file: PathBuf,
     /// What the deployment is called: NAME, or ACCOUNT/NAME for another account's.
-    #[arg(long)]
-    pub name: DeploymentRef,
+    #[arg(long, required = true)]
+    pub name: Option<DeploymentRef>,
     /// A node that gets the deployment; can be repeated. Without it coord chooses.
     #[arg(long, value_name = "ID")]
     pub node: Vec<NodeId>,
@@ -57,6 +57,32 @@ pub struct DocumentArgs {
     /// What becomes of a version that fails.
     #[arg(long, value_enum, default_value_t = OnFailureArg::Rollback)]
     pub on_failure: OnFailureArg,
+    /// A volume whose data may go with it: without this, a version that deletes or replaces a volume
+    /// with something in it is refused. Can be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub allow_data_loss: Vec<Name>,
+}
+
+impl DocumentArgs {
+    /// What it is called; where nobody has to say, as the file.
+    pub fn reference(&self) -> Result<DeploymentRef, Failure> {
+        if let Some(name) = &self.name {
+            return Ok(name.clone());
+        }
+        let stem = self.file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        stem.parse().map_err(|_| misuse(format!("'{stem}' is no name: give one with --name")))
+    }
+
+    pub fn params(&self) -> BTreeMap<String, Value> {
+        self.param.iter().map(|p| (p.key.clone(), p.value.clone())).collect()
+    }
+
+    pub fn policy(&self) -> Policy {
+        Policy {
+            on_failure: self.on_failure.into(),
+            allow_data_loss: self.allow_data_loss.iter().cloned().collect(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -181,8 +207,7 @@ struct Target {
 pub async fn prepare(args: &DocumentArgs, session: &Session) -> Result<DeploymentDocument, Error> {
     let script = read_script(&args.file)?;
     let secrets = read_secrets(args)?;
-    let params: BTreeMap<_, _> =
-        args.param.iter().map(|p| (p.key.clone(), p.value.clone())).collect();
+    let params = args.params();
     let file = args.file.display().to_string();
     let coord = &session.coord;
     let (checked, asked, targets) = tokio::join!(
@@ -203,7 +228,7 @@ pub async fn prepare(args: &DocumentArgs, session: &Session) -> Result<Deploymen
         script,
         params,
         placement: Placement { nodes: targets.iter().map(|t| t.id).collect() },
-        policy: Policy { on_failure: args.on_failure.into() },
+        policy: args.policy(),
         not_before: None,
         expires: now + args.expires.0,
         nonce: nonce(),
@@ -216,7 +241,7 @@ pub fn nonce() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }
 
-fn read_script(path: &std::path::Path) -> Result<String, Failure> {
+pub fn read_script(path: &std::path::Path) -> Result<String, Failure> {
     let result = if path.as_os_str() == "-" {
         std::io::read_to_string(std::io::stdin())
     } else {
@@ -241,7 +266,7 @@ fn read_secrets(args: &DocumentArgs) -> Result<BTreeMap<String, Zeroizing<Vec<u8
 
 /// Whose it is, and which version it becomes.
 async fn identity(args: &DocumentArgs, coord: &Coord) -> Result<(DeploymentId, Version), Error> {
-    let id = coord.resolve(&args.name).await?;
+    let id = coord.resolve(&args.reference()?).await?;
     if let Some(version) = args.version {
         return Ok((id, version));
     }

@@ -30,7 +30,13 @@ pub fn admit(document: &Document, current: Option<&Current>) -> Result<(), Failu
     match document {
         Document::Deployment(d) => admit_deployment(&id, d, current),
         Document::Delete(d) => admit_delete(&id, d, current),
+        Document::Operation(_) => Err(no_operation()),
     }
+}
+
+/// Operations are their node's: none is stored here.
+pub fn no_operation() -> Failure {
+    Failure::new(Code::Internal, "an operation changes no deployment")
 }
 
 fn admit_deployment(
@@ -88,8 +94,16 @@ fn admit_delete(
 }
 
 /// The moves that a node makes by itself, or on a delete that reached it on another way than ours.
-const NODES_MOVES: [Move; 7] =
-    [Move::Accept, Move::Refuse, Move::Start, Move::Succeed, Move::Fail, Move::Delete, Move::Gone];
+const NODES_MOVES: [Move; 8] = [
+    Move::Accept,
+    Move::Refuse,
+    Move::Start,
+    Move::Succeed,
+    Move::Fail,
+    Move::Stick,
+    Move::Delete,
+    Move::Gone,
+];
 
 /// Whether a node that we hold for `from` can have come to `to`: by one step, or by several of
 /// which we saw only the last. Being there already is no move.
@@ -135,7 +149,9 @@ pub fn compare(held: &Held, seen: Option<&TaskView>) -> Finding {
         Phase::Failed | Phase::Refused => {
             held.good.clone().map_or(Finding::Same, Finding::LostGood)
         }
-        Phase::Pending | Phase::Accepted | Phase::Running | Phase::Ready => Finding::Lost,
+        Phase::Pending | Phase::Accepted | Phase::Running | Phase::RollbackStuck | Phase::Ready => {
+            Finding::Lost
+        }
         Phase::Deleted => Finding::Same,
     };
     let Some(seen) = seen else { return lost() };

@@ -1,12 +1,8 @@
 //! Everything that is wrong with a script, without a node.
 
 use std::collections::BTreeMap;
-use std::net::Ipv6Addr;
 
-use rhizome_model::{
-    AccountId, Bytes, Capacity, Code, Cpu, DeploymentId, Failure, FarmId, Limits, Name, NodeFacts,
-    NodeId, Version,
-};
+use rhizome_model::{AccountId, Code, DeploymentId, Failure, Limits, Name};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -26,13 +22,7 @@ pub async fn check(
     let script = Script {
         file: file.to_owned(),
         source: source.to_owned(),
-        context: Context {
-            params,
-            node: imaginary_node(),
-            deployment: DeploymentId { account: AccountId(1), name },
-            version: Version(1),
-            peers: Vec::new(),
-        },
+        context: Context::nowhere(params, DeploymentId { account: AccountId(1), name }),
         limits: without_waiting(Limits::default()),
     };
     let planner = Planner::new(&script.context);
@@ -42,17 +32,5 @@ pub async fn check(
         Err(Stop::Failed(failure)) => vec![failure],
         Err(Stop::Unknown) => Vec::new(),
         Err(Stop::Aborted) => vec![Failure::new(Code::Cancelled, "the check was cancelled")],
-    }
-}
-
-/// A node on which nothing is too large.
-fn imaginary_node() -> NodeFacts {
-    let plenty = Bytes(1 << 50);
-    NodeFacts {
-        id: NodeId(1),
-        farm: FarmId(1),
-        // Of the range of Mycelium's addresses.
-        address: Ipv6Addr::new(0x400, 0, 0, 0, 0, 0, 0, 2),
-        capacity: Capacity { cpu: Cpu::cores(1024), memory: plenty, disk: plenty },
     }
 }

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 /// The other side of a script: it makes things so, or only predicts them.
 ///
-/// Calls come one after the other, in program order. `call` counts the effects (`declare` and
-/// `act` together) from 0, so the same script with the same answers gives the same numbers.
+/// Calls come one after the other, in program order. `call` counts the effects (`declare`, `act` and
+/// `log` together) from 0, so the same script with the same answers gives the same numbers.
 #[async_trait]
 pub trait Host: Send + Sync {
     /// Once per declaration. Returns at once, with the properties that are known beforehand (a
@@ -26,7 +26,7 @@ pub trait Host: Send + Sync {
     async fn secret(&self, name: &str) -> Result<String, HostError>;
 
     /// The script said something.
-    async fn log(&self, message: String) -> Result<(), HostError>;
+    async fn log(&self, call: u64, message: String) -> Result<(), HostError>;
 
     /// The script set an output.
     async fn output(&self, key: String, value: Value) -> Result<(), HostError>;
@@ -40,6 +40,8 @@ pub trait Host: Send + Sync {
 pub enum HostError {
     /// It failed. The script may catch it.
     Failed(Failure),
+    /// The evaluation fails with this, whatever the script would catch.
+    Fatal(Failure),
     /// A planner cannot know this value.
     Unknown,
     /// The lease is lost or the job was cancelled: stop at once.

@@ -5,6 +5,7 @@ use std::net::Ipv6Addr;
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
+use rhizome_model::secret::secret_token;
 use rhizome_model::{
     Action, Capacity, Code, DeploymentId, DesiredResource, Failure, Limits, Name, resource_address,
 };
@@ -95,10 +96,11 @@ impl Host for Planner {
     }
 
     async fn secret(&self, name: &str) -> Result<String, HostError> {
-        Ok(format!("<secret {name}>"))
+        // Of the same form as the real token, so that the two can be compared.
+        Ok(secret_token(&format!("{}/{name}", self.deployment), ""))
     }
 
-    async fn log(&self, message: String) -> Result<(), HostError> {
+    async fn log(&self, _: u64, message: String) -> Result<(), HostError> {
         self.note(|plan| plan.logs.push(message));
         Ok(())
     }

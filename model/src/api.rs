@@ -64,6 +64,23 @@ pub struct ResourceView {
     pub status: Option<Value>,
 }
 
+/// What a node has of a deployment, for a plan to be compared with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PlanBase {
+    pub facts: crate::NodeFacts,
+    /// What a script may use here.
+    pub limits: crate::Limits,
+    /// The newest version that the node took; none when it never had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+    /// What the deployment may take: what is free, and what is reserved for it already.
+    pub available: Capacity,
+    /// What the node keeps so.
+    pub resources: Vec<DesiredResource>,
+    /// Of these, the ones that hold data, or of which that could not be found out in time.
+    pub holding: Vec<Name>,
+}
+
 /// Which nodes shall have a deployment, before it is signed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -1,11 +1,13 @@
 //! What a signed envelope says: the payloads of the three payload types.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::{AccountId, DeploymentId, KeyId, Name, NodeId, Version, payload_type};
+use crate::{
+    AccountId, DeploymentId, KeyId, Name, NodeId, OperationDocument, Version, payload_type,
+};
 
 /// An envelope may be accepted for this long at most; its nonce is remembered as long.
 pub const MAX_LIFETIME_SECS: i64 = 30 * 24 * 3600;
@@ -17,6 +19,7 @@ const NONCE_LENGTH: std::ops::RangeInclusive<usize> = 16..=64;
 pub enum Document {
     Deployment(Box<DeploymentDocument>),
     Delete(DeleteDocument),
+    Operation(Box<OperationDocument>),
 }
 
 /// What all documents have in common: whose it is, where it counts, and when.
@@ -94,6 +97,11 @@ pub struct Placement {
 #[serde(deny_unknown_fields, default)]
 pub struct Policy {
     pub on_failure: OnFailure,
+    /// Resources whose data may go with them: without its name here, a version that deletes or
+    /// replaces a volume with something in it is refused.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(value_type = Vec<Name>)]
+    pub allow_data_loss: BTreeSet<Name>,
 }
 
 /// What becomes of a version that fails.
@@ -139,6 +147,11 @@ impl Document {
                 check_nonce(&d.nonce)?;
                 Ok(Self::Delete(d))
             })),
+            payload_type::OPERATION => Some(read(payload).and_then(|d: OperationDocument| {
+                check_nonce(&d.nonce)?;
+                d.check()?;
+                Ok(Self::Operation(Box::new(d)))
+            })),
             _ => None,
         }
     }
@@ -147,6 +160,7 @@ impl Document {
         match self {
             Self::Deployment(_) => payload_type::DEPLOYMENT,
             Self::Delete(_) => payload_type::DELETE,
+            Self::Operation(_) => payload_type::OPERATION,
         }
     }
 
@@ -154,6 +168,7 @@ impl Document {
         match self {
             Self::Deployment(d) => d.account,
             Self::Delete(d) => d.account,
+            Self::Operation(d) => d.account,
         }
     }
 
@@ -161,6 +176,7 @@ impl Document {
         let name = match self {
             Self::Deployment(d) => &d.name,
             Self::Delete(d) => &d.name,
+            Self::Operation(d) => &d.name,
         };
         DeploymentId { account: self.account(), name: name.clone() }
     }
@@ -169,6 +185,7 @@ impl Document {
         match self {
             Self::Deployment(d) => d.version,
             Self::Delete(d) => d.version,
+            Self::Operation(d) => d.version,
         }
     }
 
@@ -176,6 +193,7 @@ impl Document {
         match self {
             Self::Deployment(d) => &d.network,
             Self::Delete(d) => &d.network,
+            Self::Operation(d) => &d.network,
         }
     }
 
@@ -183,6 +201,7 @@ impl Document {
         match self {
             Self::Deployment(d) => &d.nonce,
             Self::Delete(d) => &d.nonce,
+            Self::Operation(d) => &d.nonce,
         }
     }
 
@@ -190,6 +209,7 @@ impl Document {
         match self {
             Self::Deployment(d) => Window { not_before: d.not_before, expires: d.expires },
             Self::Delete(d) => Window { not_before: d.not_before, expires: d.expires },
+            Self::Operation(d) => Window { not_before: d.not_before, expires: d.expires },
         }
     }
 
@@ -197,7 +217,7 @@ impl Document {
     pub fn cosigners(&self) -> (&[Cosigner], u32) {
         match self {
             Self::Deployment(d) => (&d.cosigners, d.required_weight),
-            Self::Delete(_) => (&[], 1),
+            Self::Delete(_) | Self::Operation(_) => (&[], 1),
         }
     }
 }
@@ -223,7 +243,7 @@ impl DeploymentDocument {
         if nodes.is_empty() || nodes.len() > MAX_NODES {
             return Err(format!("placement.nodes: name 1 to {MAX_NODES} nodes"));
         }
-        if nodes.iter().collect::<std::collections::BTreeSet<_>>().len() != nodes.len() {
+        if nodes.iter().collect::<BTreeSet<_>>().len() != nodes.len() {
             return Err("placement.nodes: a node is named twice".into());
         }
         if self.version.0 == 0 {
@@ -289,6 +309,7 @@ mod tests {
             ("nonce", json!("short"), "nonce"),
             ("required_weight", json!(2), "required_weight"),
             ("policy", json!({ "on_failure": "panic" }), "on_failure"),
+            ("policy", json!({ "allow_data_loss": ["../x"] }), "is not a name"),
         ] {
             let mut wrong = document();
             wrong[field] = value;

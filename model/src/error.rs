@@ -109,6 +109,8 @@ codes! {
     // Admission
     /// The node has not enough free cpu, memory or disk.
     InsufficientCapacity = 409 Refused,
+    /// It would delete or replace what holds data, and its policy does not allow that.
+    DataLoss = 409 Refused,
 
     // Making it so
     /// The image is not there.

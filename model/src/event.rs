@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{DeploymentId, Failure, Name, NodeId, Phase, Version, WorkloadKind};
+use crate::{DeploymentId, Drifted, Failure, Name, NodeId, Phase, Version, WorkloadKind};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Event {
@@ -38,6 +38,9 @@ pub enum What {
         kind: WorkloadKind,
         #[schema(value_type = Object)]
         status: Value,
+        /// What it took, as far as the attempt that came to the end saw it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        done: Option<Done>,
     },
     /// An operation on a resource failed; with `retry_in_ms` it will be tried again.
     ResourceFailed {
@@ -59,6 +62,37 @@ pub enum What {
     },
     /// Something is tried again, and why.
     Retrying { what: String, cause: String, in_ms: u64 },
-    /// A resource was not as desired; what was done about it.
-    Drift { resource: Name, kind: WorkloadKind, cause: String, done: String },
+    /// A resource was not as desired; what was done about it, and why it came to that if known.
+    Drift {
+        resource: Name,
+        kind: WorkloadKind,
+        #[serde(flatten)]
+        drifted: Drifted,
+    },
+}
+
+/// What making a resource so took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Done {
+    Created,
+    /// Its spec changed, in place.
+    Updated,
+    /// Its spec changed, and it was made anew.
+    Replaced,
+    /// Its spec did not change, but not all of it was there.
+    Restored,
+    Unchanged,
+}
+
+impl Done {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Updated => "updated",
+            Self::Replaced => "replaced",
+            Self::Restored => "restored",
+            Self::Unchanged => "unchanged",
+        }
+    }
 }

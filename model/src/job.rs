@@ -16,7 +16,7 @@
 //! expire; until it ends it can be cancelled. One that waits fails when a job that it needs did.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
     AccountId, DeploymentId, Failure, JobId, Name, ResourceId, TraceId, Version, WorkloadKind,
@@ -119,6 +119,9 @@ pub enum Work {
     Teardown,
     /// Make a resource so; its answer is the status.
     Ensure { kind: WorkloadKind, id: ResourceId, spec: Value },
+    /// See whether a resource is as it should be, and make it so where it is not; its answer is the
+    /// status.
+    Keep { kind: WorkloadKind, id: ResourceId, spec: Value },
     /// See how a resource is; its answer is the status, or null.
     Observe { kind: WorkloadKind, id: ResourceId },
     /// Make a resource be gone.
@@ -137,17 +140,11 @@ impl Work {
             Self::Settle => "settle",
             Self::Teardown => "teardown",
             Self::Ensure { .. } => "ensure",
+            Self::Keep { .. } => "keep",
             Self::Observe { .. } => "observe",
             Self::Delete { .. } => "delete",
             Self::Sweep { .. } => "sweep",
-            Self::Act { action, .. } => match action {
-                Action::Start => "start",
-                Action::Stop => "stop",
-                Action::Restart => "restart",
-                Action::Exec { .. } => "exec",
-                Action::Wait => "wait",
-                Action::Logs { .. } => "logs",
-            },
+            Self::Act { action, .. } => action.word(),
         }
     }
 
@@ -156,6 +153,7 @@ impl Work {
         match self {
             Self::Script | Self::Settle | Self::Teardown => None,
             Self::Ensure { kind, .. }
+            | Self::Keep { kind, .. }
             | Self::Observe { kind, .. }
             | Self::Delete { kind, .. }
             | Self::Act { kind, .. }
@@ -166,7 +164,7 @@ impl Work {
 
 /// A named action of a workload.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "action", rename_all = "snake_case")]
+#[serde(tag = "action", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Action {
     Start,
     Stop,
@@ -182,6 +180,22 @@ pub enum Action {
     Logs {
         tail: usize,
         follow: bool,
+    },
+    /// Keep what a volume holds now under a name.
+    Snapshot {
+        name: Name,
+    },
+    /// Bring a volume back to what a snapshot holds.
+    Restore {
+        name: Name,
+    },
+    /// Forget a snapshot.
+    DropSnapshot {
+        name: Name,
+    },
+    /// Give fields of the spec other values, in place; what is desired and reserved changes with it.
+    Resize {
+        to: Map<String, Value>,
     },
 }
 
@@ -323,6 +337,7 @@ pub fn queue_name(work: &Work) -> String {
     match work {
         Work::Script | Work::Settle | Work::Teardown => SCRIPT_QUEUE.into(),
         Work::Ensure { kind, .. }
+        | Work::Keep { kind, .. }
         | Work::Observe { kind, .. }
         | Work::Delete { kind, .. }
         | Work::Sweep { kind } => kind.to_string(),

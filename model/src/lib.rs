@@ -11,15 +11,20 @@ pub mod api;
 mod backoff;
 mod capacity;
 mod document;
+mod drift;
 mod dsse;
 mod error;
 mod event;
 mod ids;
 mod job;
+mod journal;
 pub mod kind;
+mod operation;
 mod phase;
+mod plan;
 mod quantity;
 pub mod registrar;
+pub mod secret;
 mod task;
 
 pub use address::{gateway_address, node_prefix, resource_address};
@@ -29,11 +34,12 @@ pub use document::{
     Cosigner, DeleteDocument, DeploymentDocument, Document, MAX_LIFETIME_SECS, OnFailure,
     Placement, Policy, Window, WindowError,
 };
+pub use drift::{Drift, Drifted, Repair};
 pub use dsse::{
     Envelope, EnvelopeError, MAX_ENVELOPE_BYTES, MAX_SIGNATURES, Signature, pae, payload_type,
 };
 pub use error::{Class, Code, Failure};
-pub use event::{Event, What};
+pub use event::{Done, Event, What};
 pub use ids::{
     AccountId, DeploymentId, FarmId, IdError, JobId, KeyId, Name, NodeId, ResourceId, TraceId,
     Version,
@@ -42,7 +48,10 @@ pub use job::{
     Action, IllegalJobEvent, Job, JobEvent, JobState, Outcome, Priority, SCRIPT_QUEUE, Work,
     queue_name,
 };
+pub use journal::{Effect, Journal, Step};
 pub use kind::WorkloadKind;
+pub use operation::OperationDocument;
 pub use phase::{IllegalMove, Move, Phase};
+pub use plan::{Comparison, PlanRow, PlanStep};
 pub use quantity::{Bytes, Cpu, QuantityError};
-pub use task::{Desired, DesiredResource, Limits, NodeFacts, Task};
+pub use task::{Demand, Desired, DesiredResource, Limits, NodeFacts, Task};

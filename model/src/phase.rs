@@ -33,6 +33,8 @@ pub enum Phase {
     Accepted,
     /// Its script is evaluated.
     Running,
+    /// It failed, and going back does not succeed either: that is tried again until it does.
+    RollbackStuck,
     /// Everything that it declares is there.
     Ready,
     /// It failed; what is left of it is what its policy says.
@@ -51,6 +53,8 @@ pub enum Move {
     Start,
     Succeed,
     Fail,
+    /// What it changed cannot be undone, for now.
+    Stick,
     /// A newer version takes its place.
     Supersede,
     Delete,
@@ -65,10 +69,11 @@ pub struct IllegalMove {
 }
 
 impl Phase {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Pending,
         Self::Accepted,
         Self::Running,
+        Self::RollbackStuck,
         Self::Ready,
         Self::Failed,
         Self::Refused,
@@ -80,7 +85,11 @@ impl Phase {
     pub fn is_settled(self) -> bool {
         match self {
             Self::Ready | Self::Failed | Self::Refused | Self::Deleted => true,
-            Self::Pending | Self::Accepted | Self::Running | Self::Deleting => false,
+            Self::Pending
+            | Self::Accepted
+            | Self::Running
+            | Self::RollbackStuck
+            | Self::Deleting => false,
         }
     }
 
@@ -89,7 +98,10 @@ impl Phase {
         let next = match (self, step) {
             (Self::Pending, Move::Accept) => Self::Accepted,
             (Self::Pending, Move::Refuse) => Self::Refused,
-            (Self::Pending | Self::Accepted | Self::Running, Move::Fail) => Self::Failed,
+            (Self::Pending | Self::Accepted | Self::Running | Self::RollbackStuck, Move::Fail) => {
+                Self::Failed
+            }
+            (Self::Running, Move::Stick) => Self::RollbackStuck,
             (Self::Accepted, Move::Start) => Self::Running,
             (Self::Running, Move::Succeed) => Self::Ready,
             (Self::Ready | Self::Failed | Self::Refused | Self::Deleted, Move::Supersede) => {
@@ -99,16 +111,35 @@ impl Phase {
                 Self::Pending
                 | Self::Accepted
                 | Self::Running
+                | Self::RollbackStuck
                 | Self::Ready
                 | Self::Failed
                 | Self::Refused,
                 Move::Delete,
             ) => Self::Deleting,
             (Self::Deleting, Move::Gone) => Self::Deleted,
-            (Self::Pending, Move::Start | Move::Succeed | Move::Supersede | Move::Gone)
+            (
+                Self::Pending,
+                Move::Start | Move::Succeed | Move::Stick | Move::Supersede | Move::Gone,
+            )
             | (
                 Self::Accepted,
-                Move::Accept | Move::Refuse | Move::Succeed | Move::Supersede | Move::Gone,
+                Move::Accept
+                | Move::Refuse
+                | Move::Succeed
+                | Move::Stick
+                | Move::Supersede
+                | Move::Gone,
+            )
+            | (
+                Self::RollbackStuck,
+                Move::Accept
+                | Move::Refuse
+                | Move::Start
+                | Move::Succeed
+                | Move::Stick
+                | Move::Supersede
+                | Move::Gone,
             )
             | (
                 Self::Running,
@@ -116,7 +147,13 @@ impl Phase {
             )
             | (
                 Self::Ready | Self::Failed | Self::Refused,
-                Move::Accept | Move::Refuse | Move::Start | Move::Succeed | Move::Fail | Move::Gone,
+                Move::Accept
+                | Move::Refuse
+                | Move::Start
+                | Move::Succeed
+                | Move::Fail
+                | Move::Stick
+                | Move::Gone,
             )
             | (
                 Self::Deleting,
@@ -125,6 +162,7 @@ impl Phase {
                 | Move::Start
                 | Move::Succeed
                 | Move::Fail
+                | Move::Stick
                 | Move::Supersede
                 | Move::Delete,
             )
@@ -135,6 +173,7 @@ impl Phase {
                 | Move::Start
                 | Move::Succeed
                 | Move::Fail
+                | Move::Stick
                 | Move::Delete
                 | Move::Gone,
             ) => return Err(IllegalMove { phase: self, step }),
@@ -144,8 +183,9 @@ impl Phase {
 
     /// What several nodes' phases amount to: the one that needs attention first.
     pub fn overall(phases: impl IntoIterator<Item = Self>) -> Option<Self> {
-        const ORDER: [Phase; 8] = [
+        const ORDER: [Phase; 9] = [
             Phase::Deleting,
+            Phase::RollbackStuck,
             Phase::Running,
             Phase::Accepted,
             Phase::Pending,
@@ -164,6 +204,7 @@ impl std::fmt::Display for Phase {
             Self::Pending => "pending",
             Self::Accepted => "accepted",
             Self::Running => "running",
+            Self::RollbackStuck => "rollback_stuck",
             Self::Ready => "ready",
             Self::Failed => "failed",
             Self::Refused => "refused",
@@ -179,12 +220,13 @@ mod tests {
 
     use super::*;
 
-    const MOVES: [Move; 8] = [
+    const MOVES: [Move; 9] = [
         Move::Accept,
         Move::Refuse,
         Move::Start,
         Move::Succeed,
         Move::Fail,
+        Move::Stick,
         Move::Supersede,
         Move::Delete,
         Move::Gone,
@@ -206,7 +248,7 @@ mod tests {
         }
 
         #[test]
-        fn unsettled_work_decides_the_whole(a in 0..8usize, b in 0..8usize) {
+        fn unsettled_work_decides_the_whole(a in 0..Phase::ALL.len(), b in 0..Phase::ALL.len()) {
             let (a, b) = (Phase::ALL[a], Phase::ALL[b]);
             let overall = Phase::overall([a, b]).unwrap();
             prop_assert_eq!(overall.is_settled(), a.is_settled() && b.is_settled());

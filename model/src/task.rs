@@ -1,6 +1,6 @@
 //! A task: one deployment on one node, as the node keeps it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv6Addr;
 
 use serde::{Deserialize, Serialize};
@@ -30,12 +30,16 @@ pub struct Task {
     /// What the node keeps so: the resources of the newest version that succeeded.
     pub desired: Desired,
     /// What the version under way has declared so far.
+    #[serde(default)]
     pub declared: Vec<DesiredResource>,
     /// What the script said with `output(…)`.
     #[serde(default)]
     pub outputs: BTreeMap<String, Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
+    /// Why going back does not succeed, while it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stuck: Option<Failure>,
     /// Unix milliseconds.
     pub updated_at: i64,
 }
@@ -81,30 +85,58 @@ impl Task {
             declared: Vec::new(),
             outputs: BTreeMap::new(),
             failure: None,
+            stuck: None,
             updated_at: 0,
         }
     }
 
     /// Everything that may exist because of it, in the order of declaration.
     pub fn held(&self) -> Vec<&DesiredResource> {
-        let undeclared = |r: &&DesiredResource| !self.declared.iter().any(|d| d.name == r.name);
+        let declared: HashSet<_> = self.declared.iter().map(|d| &d.name).collect();
+        let undeclared = |r: &&DesiredResource| !declared.contains(&r.name);
         self.desired.resources.iter().filter(undeclared).chain(&self.declared).collect()
     }
 
     /// What it takes while it changes from what is desired to `next`: of each resource the larger.
     pub fn demand_during(&self, next: &[DesiredResource]) -> Result<Capacity, Failure> {
-        let mut total = Capacity::total(
-            next.iter().map(DesiredResource::demand).collect::<Result<Vec<_>, _>>()?,
-        );
-        for old in &self.desired.resources {
-            let old_demand = old.demand()?;
-            let extra = match next.iter().find(|n| n.name == old.name) {
-                Some(new) => old_demand.saturating_sub(new.demand()?),
-                None => old_demand,
-            };
-            total = total.saturating_add(extra);
+        let mut demand = Demand::of(&self.desired)?;
+        for resource in next {
+            demand.add(resource)?;
         }
-        Ok(total)
+        Ok(demand.total())
+    }
+}
+
+/// What a task takes while it changes: of what was and what comes under one name, the larger.
+#[derive(Debug, Clone, Default)]
+pub struct Demand {
+    /// Of what no declaration has taken the place of yet.
+    before: HashMap<Name, Capacity>,
+    total: Capacity,
+}
+
+impl Demand {
+    /// Before anything is declared.
+    pub fn of(desired: &Desired) -> Result<Self, Failure> {
+        let mut demand = Self::default();
+        for resource in &desired.resources {
+            let amount = resource.demand()?;
+            demand.before.insert(resource.name.clone(), amount);
+            demand.total = demand.total.saturating_add(amount);
+        }
+        Ok(demand)
+    }
+
+    /// One more declaration.
+    pub fn add(&mut self, resource: &DesiredResource) -> Result<(), Failure> {
+        let before = self.before.remove(&resource.name).unwrap_or_default();
+        let more = resource.demand()?.saturating_sub(before);
+        self.total = self.total.saturating_add(more);
+        Ok(())
+    }
+
+    pub fn total(&self) -> Capacity {
+        self.total
     }
 }
 

@@ -76,6 +76,11 @@ impl Queue {
         Ok(state)
     }
 
+    /// Ends a job unless it has begun. The state is the one after that.
+    pub async fn cancel_unbegun(&self, id: JobId) -> Result<JobState, QueueError> {
+        self.withdraw(id, "unbegun", &Outcome::Cancelled).await
+    }
+
     /// The jobs that a job asked for.
     async fn children(&self, id: JobId) -> Result<Vec<JobId>, QueueError> {
         let mut list = redis::cmd("SMEMBERS");

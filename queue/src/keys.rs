@@ -116,6 +116,11 @@ pub(crate) fn statuses(id: &DeploymentId) -> String {
     format!("{{n}}:statuses:{id}")
 }
 
+/// What the script of the version under way did.
+pub(crate) fn journal(id: &DeploymentId) -> String {
+    format!("{{n}}:journal:{id}")
+}
+
 pub(crate) fn nonce(account: AccountId, nonce: &str) -> String {
     format!("{{n}}:nonce:{account}:{nonce}")
 }

@@ -14,6 +14,7 @@ const SOURCE: &str = concat!(
     include_str!("library/leases.lua"),
     include_str!("library/runners.lua"),
     include_str!("library/tasks.lua"),
+    include_str!("library/operations.lua"),
 );
 
 /// What is called from outside.
@@ -29,8 +30,10 @@ pub(crate) const FUNCTIONS: &[&str] = &[
     "forget_due",
     "give_back",
     "give_up",
+    "journal",
     "lease_status",
     "open",
+    "operate",
     "print_output",
     "progress",
     "promote",

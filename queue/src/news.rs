@@ -50,7 +50,10 @@ impl News {
         let mut waiters = self.waiters.locked();
         let known = waiters.get(&id.to_string()).and_then(Weak::upgrade);
         known.unwrap_or_else(|| {
-            waiters.retain(|_, waiter| waiter.strong_count() > 0);
+            // Now and then, so that many who wait cost no more each than few.
+            if waiters.len() == waiters.capacity() {
+                waiters.retain(|_, waiter| waiter.strong_count() > 0);
+            }
             let notify = Arc::new(Notify::new());
             waiters.insert(id.to_string(), Arc::downgrade(&notify));
             notify

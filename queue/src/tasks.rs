@@ -147,13 +147,25 @@ impl Queue {
 
     /// A task; of one that was deleted only version, phase and job.
     pub async fn task(&self, id: &DeploymentId) -> Result<Option<Task>, QueueError> {
-        let mut get = redis::cmd("HGETALL");
-        get.arg(keys::task(id));
-        let fields: Fields = self.link.query(&get).await?;
-        if fields.is_empty() {
-            return Ok(None);
+        let corrupt = |e| QueueError::corrupt(format!("task {id}"), e);
+        for _ in 0..LOOKS {
+            let mut get = redis::cmd("HGETALL");
+            get.arg(keys::task(id));
+            let fields: Fields = self.link.query(&get).await?;
+            if fields.is_empty() {
+                return Ok(None);
+            }
+            let (mut task, declared) = read_task(id, &fields).map_err(corrupt)?;
+            if declared == 0 {
+                return Ok(Some(task));
+            }
+            task.declared = self.journal(id).await?.declared().cloned().collect();
+            // Else it changed between the two looks.
+            if task.declared.len() == declared {
+                return Ok(Some(task));
+            }
         }
-        read_task(id, &fields).map(Some).map_err(|e| QueueError::corrupt(format!("task {id}"), e))
+        Err(corrupt("its declarations never stayed the same".into()))
     }
 
     /// All tasks that are not deleted, by id.
@@ -165,19 +177,24 @@ impl Queue {
         let mut tasks = Vec::with_capacity(ids.len());
         for some in ids.chunks(crate::BATCH) {
             let mut get = redis::pipe();
-            for id in some {
-                let id: DeploymentId =
-                    id.parse().map_err(|e| QueueError::corrupt("the list of tasks", e))?;
-                get.cmd("HGET").arg(keys::task(&id)).arg("doc");
+            let some: Vec<DeploymentId> = some
+                .iter()
+                .map(|id| id.parse().map_err(|e| QueueError::corrupt("the list of tasks", e)))
+                .collect::<Result<_, _>>()?;
+            for id in &some {
+                get.cmd("HGETALL").arg(keys::task(id));
             }
-            let documents: Vec<Option<String>> = self.link.query_all(&get).await?;
-            for (id, document) in some.iter().zip(documents) {
-                // One that was deleted between the two looks has none.
-                let Some(document) = document else { continue };
-                tasks.push(
-                    serde_json::from_str(&document)
-                        .map_err(|e| QueueError::corrupt(format!("task {id}"), e))?,
-                );
+            let found: Vec<Fields> = self.link.query_all(&get).await?;
+            for (id, fields) in some.iter().zip(found) {
+                // One that was deleted between the two looks has no document.
+                if !fields.contains_key("doc") {
+                    continue;
+                }
+                let corrupt = |e| QueueError::corrupt(format!("task {id}"), e);
+                match read_task(id, &fields).map_err(corrupt)? {
+                    (task, 0) => tasks.push(task),
+                    _ => tasks.extend(self.task(id).await?.filter(|t| t.phase != Phase::Deleted)),
+                }
             }
         }
         Ok(tasks)
@@ -220,13 +237,21 @@ impl Queue {
     }
 }
 
-pub(crate) fn task_keys(id: &DeploymentId) -> [String; 4] {
-    [keys::task(id), keys::TASKS.into(), keys::CAPACITY.into(), keys::statuses(id)]
+pub(crate) fn task_keys(id: &DeploymentId) -> [String; 5] {
+    [
+        keys::task(id),
+        keys::TASKS.into(),
+        keys::CAPACITY.into(),
+        keys::statuses(id),
+        keys::journal(id),
+    ]
 }
 
 /// Appends a task as the functions read it.
 pub(crate) fn with_task(call: Call, task: Option<&Task>) -> Result<Call, QueueError> {
     let Some(task) = task else { return Ok(call.arg("none")) };
+    // What it declares stands in its journal.
+    let bare = Task { declared: Vec::new(), ..task.clone() };
     Ok(call
         .arg("task")
         .arg(task.deployment.to_string())
@@ -236,7 +261,7 @@ pub(crate) fn with_task(call: Call, task: Option<&Task>) -> Result<Call, QueueEr
         .num(task.declared.len())
         .args(amounts(task.reserved))
         .num(task.updated_at)
-        .arg(to_json(task)?))
+        .arg(to_json(&bare)?))
 }
 
 /// Appends a status as the functions read it.
@@ -253,7 +278,7 @@ pub(crate) fn with_status(
 }
 
 /// An amount that is no longer exact is larger than any node has, and is refused as that.
-fn amounts(capacity: Capacity) -> [String; 3] {
+pub(crate) fn amounts(capacity: Capacity) -> [String; 3] {
     let of = |n: u64| n.min(EXACT).to_string();
     [of(capacity.cpu.millis().into()), of(capacity.memory.0), of(capacity.disk.0)]
 }
@@ -267,17 +292,28 @@ pub(crate) fn free(amounts: &[String]) -> Option<Capacity> {
     })
 }
 
-fn read_task(id: &DeploymentId, fields: &Fields) -> Result<Task, String> {
-    if let Some(document) = fields.get("doc") {
-        return serde_json::from_str(document).map_err(|e| e.to_string());
-    }
+/// A task without its declarations, and how many there are.
+fn read_task(id: &DeploymentId, fields: &Fields) -> Result<(Task, usize), String> {
     let text = |field: &str| fields.get(field).ok_or_else(|| format!("{field} is missing"));
-    let version = text("v")?.parse().map_err(|e| format!("v: {e}"))?;
-    let job = text("job")?.parse().map_err(|e| format!("job: {e}"))?;
-    let mut task = Task::new(id.clone(), version, job);
+    let number = |field: &str| -> Result<i64, String> {
+        text(field)?.parse().map_err(|e| format!("{field}: {e}"))
+    };
+    let mut task = match fields.get("doc") {
+        Some(document) => serde_json::from_str(document).map_err(|e| e.to_string())?,
+        None => {
+            let version = text("v")?.parse().map_err(|e| format!("v: {e}"))?;
+            let job = text("job")?.parse().map_err(|e| format!("job: {e}"))?;
+            Task::new(id.clone(), version, job)
+        }
+    };
     task.phase = parse_word(text("ph")?).map_err(|e| e.to_string())?;
-    task.updated_at = text("at")?.parse().map_err(|e| format!("at: {e}"))?;
-    Ok(task)
+    task.updated_at = number("at")?;
+    let reserved = ["cpu", "mem", "disk"].map(|field| fields.get(field).cloned());
+    if let [Some(cpu), Some(memory), Some(disk)] = reserved {
+        task.reserved = free(&[cpu, memory, disk]).ok_or("its reservation")?;
+    }
+    let declared = usize::try_from(number("nd")?).map_err(|e| format!("nd: {e}"))?;
+    Ok((task, declared))
 }
 
 fn parse_word<T: DeserializeOwned>(word: &str) -> Result<T, serde_json::Error> {

@@ -104,6 +104,7 @@ impl Runner {
                     Ok(self.script(&lease, &limits).await)
                 }
                 Work::Ensure { .. }
+                | Work::Keep { .. }
                 | Work::Observe { .. }
                 | Work::Delete { .. }
                 | Work::Act { .. }

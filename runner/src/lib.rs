@@ -10,7 +10,9 @@
 //! the queue holds. It must not know a Redis key, nor how a workload is made.
 
 mod attempt;
+mod keep;
 mod operation;
+mod resize;
 mod script;
 mod sealed;
 
@@ -19,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rhizome_engine::{SandboxOptions, Sandboxes};
-use rhizome_model::{Code, Failure, Limits, NodeFacts, Outcome};
+use rhizome_model::{Code, Failure, Limits, NodeFacts, Outcome, WorkloadKind};
 use rhizome_queue::{Queue, QueueConfig, RunnerOptions};
 use rhizome_sal::Sal;
 use rhizome_service::Shutdown;
@@ -80,6 +82,9 @@ pub async fn run(config: RunnerConfig, shutdown: Shutdown) -> Result<(), Failure
         unsealer: Unsealer::new(config.identity)?,
         sal: config.sal,
     });
+    for kind in WorkloadKind::ALL.iter().filter(|k| config.queues.contains(&k.to_string())) {
+        shutdown.tracker.spawn(runner.clone().watch(*kind, shutdown.token.clone()));
+    }
     let options = RunnerOptions {
         name: config.name.clone(),
         queues: config.queues,

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rhizome_model::api::OutputChunk;
 use rhizome_model::{
-    Action, Class, Code, Event, Failure, Outcome, Phase, ResourceId, RetryPolicy, What, Work,
+    Action, Class, Code, Done, Event, Failure, Outcome, Phase, ResourceId, RetryPolicy, What, Work,
     WorkloadKind,
 };
 use rhizome_queue::{Lease, QueueError, Retried};
@@ -23,9 +23,22 @@ use crate::{Runner, outcome};
 const OUTPUT_BACKLOG: usize = 64;
 
 /// Why an operation failed, and whether the cause may pass by itself.
-struct Trouble {
+pub(crate) struct Trouble {
     failure: Failure,
     may_pass: bool,
+}
+
+/// What an operation came to.
+struct Performed {
+    value: Value,
+    /// Of a resource that was made so, what that took.
+    done: Option<Done>,
+}
+
+impl From<Value> for Performed {
+    fn from(value: Value) -> Self {
+        Self { value, done: None }
+    }
 }
 
 impl From<SalError> for Trouble {
@@ -88,7 +101,7 @@ impl Runner {
     async fn conclude(
         &self,
         lease: &Lease,
-        result: Result<Value, Trouble>,
+        result: Result<Performed, Trouble>,
     ) -> Result<(), QueueError> {
         let trouble = match result {
             // A delete may have been first while this waited for the resource.
@@ -140,13 +153,14 @@ impl Runner {
         lease.finish(&Outcome::Cancelled).await
     }
 
-    async fn succeed(&self, lease: &Lease, value: Value) -> Result<(), QueueError> {
+    async fn succeed(&self, lease: &Lease, performed: Performed) -> Result<(), QueueError> {
+        let Performed { value, done } = performed;
         let (status, what) = match (&lease.job.work, &lease.job.resource) {
             (Work::Ensure { kind, .. }, Some(resource)) => {
                 let (resource, kind) = (resource.clone(), *kind);
                 (
                     Some(Some(value.clone())),
-                    Some(What::Ready { resource, kind, status: value.clone() }),
+                    Some(What::Ready { resource, kind, status: value.clone(), done }),
                 )
             }
             (Work::Delete { kind, .. }, Some(resource)) => (
@@ -170,12 +184,14 @@ impl Runner {
         lease.finish_with(&outcome(Err(failure)), None, &events).await
     }
 
-    async fn perform(&self, lease: &Lease, stop: &CancellationToken) -> Result<Value, Trouble> {
-        match &lease.job.work {
+    async fn perform(&self, lease: &Lease, stop: &CancellationToken) -> Result<Performed, Trouble> {
+        let value: Result<Value, Trouble> = match &lease.job.work {
             Work::Ensure { kind, id, spec } => {
                 let spec = self.unsealer.open(id, spec).await?;
-                Ok(self.workload(*kind)?.ensure(id, &spec).await?)
+                let ensured = self.workload(*kind)?.ensure(id, &spec).await?;
+                return Ok(Performed { value: ensured.status, done: Some(ensured.done) });
             }
+            Work::Keep { kind, id, spec } => Ok(self.keep(lease, *kind, id, spec).await?),
             Work::Observe { kind, id } => {
                 Ok(self.workload(*kind)?.observe(id).await?.unwrap_or(Value::Null))
             }
@@ -184,11 +200,15 @@ impl Runner {
                 Ok(Value::Null)
             }
             Work::Sweep { kind } => self.sweep(*kind).await,
+            Work::Act { kind, id, action: Action::Resize { to } } => {
+                self.resize(lease, *kind, id, to).await
+            }
             Work::Act { kind, id, action } => self.act(lease, *kind, id, action, stop).await,
             Work::Script | Work::Settle | Work::Teardown => {
                 Err(Failure::new(Code::Internal, "a script's job is no operation").into())
             }
-        }
+        };
+        value.map(Performed::from)
     }
 
     async fn act(
@@ -201,7 +221,8 @@ impl Runner {
     ) -> Result<Value, Trouble> {
         let workload = self.workload(kind)?;
         let (sender, mut receiver) = mpsc::channel(OUTPUT_BACKLOG);
-        let acting = workload.act(id, action, sender, stop.clone());
+        let by = lease.job.id.to_string();
+        let acting = workload.act(id, action, &by, sender, stop.clone());
         let printing = async {
             while let Some(chunk) = receiver.recv().await {
                 let chunk = match chunk {
@@ -215,7 +236,7 @@ impl Runner {
         let (result, printed) = tokio::join!(acting, printing);
         printed?;
         let value = result?;
-        if changes_status(action) {
+        if action.changes_status() {
             self.refresh(lease, workload.as_ref(), id).await?;
         }
         Ok(value)
@@ -240,18 +261,23 @@ impl Runner {
         let mut removed = Vec::new();
         for id in workload.list().await? {
             let task = self.queue.task(&id.deployment_id()).await?;
-            let known =
-                task.is_some_and(|t| t.held().iter().any(|r| r.name == id.name && r.kind == kind));
+            let known = task
+                .as_ref()
+                .is_some_and(|t| t.held().iter().any(|r| r.name == id.name && r.kind == kind));
             if !known {
                 tracing::warn!(resource = %id, %kind, "removes an orphan: no task knows it");
                 workload.delete(&id).await?;
+                self.tell_of_orphan(kind, &id, task.map(|t| t.version)).await?;
                 removed.push(id);
             }
         }
         Ok(json!(removed))
     }
 
-    fn workload(&self, kind: WorkloadKind) -> Result<std::sync::Arc<dyn Workload>, Failure> {
+    pub(crate) fn workload(
+        &self,
+        kind: WorkloadKind,
+    ) -> Result<std::sync::Arc<dyn Workload>, Failure> {
         let sal = self.sal.as_ref().ok_or_else(|| {
             Failure::new(
                 Code::Internal,
@@ -259,14 +285,6 @@ impl Runner {
             )
         })?;
         Ok(sal.workload(kind))
-    }
-}
-
-/// Whether a resource is not as it was after this.
-fn changes_status(action: &Action) -> bool {
-    match action {
-        Action::Start | Action::Stop | Action::Restart | Action::Wait => true,
-        Action::Exec { .. } | Action::Logs { .. } => false,
     }
 }
 
@@ -288,7 +306,7 @@ fn event(lease: &Lease, what: Option<What>) -> Vec<Event> {
 
 fn failed_event(lease: &Lease, failure: &Failure, retry: Option<Duration>) -> Vec<Event> {
     let kind = match &lease.job.work {
-        Work::Ensure { kind, .. } | Work::Delete { kind, .. } => *kind,
+        Work::Ensure { kind, .. } | Work::Keep { kind, .. } | Work::Delete { kind, .. } => *kind,
         _ => return Vec::new(),
     };
     let what = lease.job.resource.clone().map(|resource| What::ResourceFailed {

@@ -10,17 +10,11 @@ use std::path::PathBuf;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rhizome_model::api::{UnsealReply, UnsealRequest};
+pub(crate) use rhizome_model::secret::secret_token as token;
+use rhizome_model::secret::{find_secret, has_secret};
 use rhizome_model::{Code, Failure, ResourceId};
 use rhizome_service::Client;
 use serde_json::Value;
-
-const OPEN: &str = "\u{e000}sealed:";
-const CLOSE: &str = "\u{e001}";
-
-/// Writes the token of a sealed secret.
-pub(crate) fn token(context: &str, sealed: &str) -> String {
-    format!("{OPEN}{context}:{sealed}{CLOSE}")
-}
 
 /// Opens tokens through the node's identity manager.
 pub struct Unsealer {
@@ -39,9 +33,9 @@ impl Unsealer {
         let mut texts = Vec::new();
         collect_texts(&mut spec, &mut texts);
         for text in texts {
-            while let Some((start, end)) = find(text) {
-                let secret = self.secret(id, &text[start + OPEN.len()..end]).await?;
-                text.replace_range(start..end + CLOSE.len(), &secret);
+            while let Some((range, token)) = find_secret(text) {
+                let secret = self.secret(id, token).await?;
+                text.replace_range(range, &secret);
             }
         }
         Ok(spec)
@@ -67,19 +61,13 @@ impl Unsealer {
         let secret =
             secret.ok_or_else(|| Failure::new(Code::InvalidSpec, "the secret is not text"))?;
         // What a secret holds is never a token: it would be opened again.
-        if secret.contains(OPEN) { Err(broken()) } else { Ok(secret) }
+        if has_secret(&secret) { Err(broken()) } else { Ok(secret) }
     }
-}
-
-fn find(text: &str) -> Option<(usize, usize)> {
-    let start = text.find(OPEN)?;
-    let end = start + text[start..].find(CLOSE)?;
-    Some((start, end))
 }
 
 fn collect_texts<'a>(value: &'a mut Value, texts: &mut Vec<&'a mut String>) {
     match value {
-        Value::String(text) if text.contains(OPEN) => texts.push(text),
+        Value::String(text) if has_secret(text) => texts.push(text),
         Value::Array(items) => items.iter_mut().for_each(|v| collect_texts(v, texts)),
         Value::Object(fields) => fields.values_mut().for_each(|v| collect_texts(v, texts)),
         Value::String(_) | Value::Null | Value::Bool(_) | Value::Number(_) => {}

@@ -4,6 +4,8 @@
 //! subvolume are used, always with absolute paths and without qgroups to inherit: its iterators and
 //! its qgroup structures are unsound.
 
+mod room;
+
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -24,7 +26,7 @@ use crate::error::{During, Result, shown};
 /// Whose bytes count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Counted {
-    /// All that the subvolume refers to.
+    /// All that a volume refers to, with what its snapshots keep.
     Referenced,
     /// What it has for itself: a snapshot begins with nothing.
     Own,
@@ -91,6 +93,13 @@ impl Store {
         util(made.map(drop), "make the snapshot", path)
     }
 
+    /// Puts two subvolumes of one folder each in the place of the other, in one step.
+    pub fn exchange(&self, one: &Path, other: &Path) -> Result<()> {
+        use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+        renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE)
+            .during(format_args!("put {} in the place of {}", shown(one), shown(other)))
+    }
+
     pub fn set_readonly(&self, path: &Path) -> Result<()> {
         let set = Subvolume::get(path).and_then(|s| s.set_ro(true));
         util(set, "make read-only", path)
@@ -124,22 +133,28 @@ impl Store {
 
     pub fn limit(&self, path: &Path, counted: Counted, limit: Bytes) -> Result<()> {
         let root = open_dir(&self.dir)?;
-        let flags = match counted {
-            Counted::Referenced => QgroupLimitFlags::MAX_RFER,
-            Counted::Own => QgroupLimitFlags::MAX_EXCL,
+        let (flags, group) = match counted {
+            Counted::Referenced => {
+                self.count_with(path, path)?;
+                (QgroupLimitFlags::MAX_RFER, self.room(path)?)
+            }
+            Counted::Own => (QgroupLimitFlags::MAX_EXCL, self.id(path)?),
         };
-        qgroup_limit(root.as_fd(), self.id(path)?, flags, limit.0, limit.0)
+        qgroup_limit(root.as_fd(), group, flags, limit.0, limit.0)
             .during(format_args!("limit {} to {limit}", shown(path)))
     }
 
     /// What is used, and the limit where there is one. Writes that are still under way count only
     /// after [`Self::sync`].
     pub fn usage(&self, path: &Path, counted: Counted) -> Result<(Bytes, Option<Bytes>)> {
-        let (used, limit) = match counted {
-            Counted::Referenced => ("referenced", "max_referenced"),
-            Counted::Own => ("exclusive", "max_exclusive"),
+        let (used, limit, group) = match counted {
+            Counted::Referenced => ("referenced", "max_referenced", self.room(path)?),
+            Counted::Own => ("exclusive", "max_exclusive", self.id(path)?),
         };
-        let group = self.sysfs.join(format!("0_{}", self.id(path)?));
+        let group = self.sysfs.join(room::file_name(group));
+        if counted == Counted::Referenced && !group.exists() {
+            return Ok((Bytes(0), None));
+        }
         let read = |name| -> Result<u64> {
             let text = fs::read_to_string(group.join(name))
                 .during(format_args!("read the quota of {}", shown(path)))?;
@@ -215,7 +230,7 @@ pub(crate) fn write_note(path: &Path, note: &str) -> Result<()> {
 
 pub(crate) fn read_note(path: &Path) -> Option<String> {
     let name = c_path(path).ok()?;
-    let mut buffer = [0u8; 128];
+    let mut buffer = [0u8; 256];
     // SAFETY: all pointers are to live values, and the length is that of the buffer.
     let n = unsafe {
         nix::libc::lgetxattr(name.as_ptr(), NOTE.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len())

@@ -67,6 +67,12 @@ pub(crate) fn names(path: &Path) -> Result<Vec<String>> {
     Ok(entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect())
 }
 
+/// Whether nothing is in a folder, however large: only the first entry is read.
+pub(crate) fn is_empty(path: &Path) -> Result<bool> {
+    let mut entries = fs::read_dir(path).during(format_args!("read the folder {}", shown(path)))?;
+    Ok(entries.next().is_none())
+}
+
 pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut text = path.as_os_str().to_owned();
     text.push(suffix);

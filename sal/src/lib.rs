@@ -30,7 +30,7 @@ mod volume;
 mod workload;
 
 pub use error::SalError;
-pub use machine::machine_shim_main;
+pub use machine::{Untold, machine_shim_main};
 pub use node::{NodeConfig, Pool};
 pub use sal::{Fact, Sal};
-pub use workload::{Chunk, Workload};
+pub use workload::{Chunk, Ensured, Kept, Notice, Workload};

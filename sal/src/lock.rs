@@ -21,11 +21,20 @@ pub(crate) struct Lock {
 impl Lock {
     /// Waits until nobody else holds it.
     pub fn take(path: &Path) -> Result<Self> {
+        Self::lock(path, FlockArg::LockExclusive)
+    }
+
+    /// Waits until nobody else has taken it; several may share it.
+    pub fn share(path: &Path) -> Result<Self> {
+        Self::lock(path, FlockArg::LockShared)
+    }
+
+    fn lock(path: &Path, how: FlockArg) -> Result<Self> {
         loop {
             let file = File::options().create(true).append(true).open(path);
             let mut file = file.during(format_args!("open the lock {}", shown(path)))?;
             let held = loop {
-                match Flock::lock(file, FlockArg::LockExclusive) {
+                match Flock::lock(file, how) {
                     Ok(held) => break held,
                     Err((again, Errno::EINTR)) => file = again,
                     Err((_, e)) => return Err(e).during(format_args!("lock {}", shown(path))),

@@ -141,7 +141,20 @@ impl Node {
     pub fn volume(&self, id: &ResourceId) -> PathBuf {
         named(&self.volumes(), id)
     }
+
+    /// A volume on its way in, or out: it never has data that anybody wants.
+    pub fn new_volume(&self, id: &ResourceId) -> PathBuf {
+        self.volumes().join(format!("{NEW}{}", id.file_name()))
+    }
+
+    /// A folder for the snapshots of each volume, which has the name of the volume.
+    pub fn snapshots(&self) -> PathBuf {
+        self.store.dir().join("snapshots")
+    }
 }
+
+/// Before the name of what is not whole.
+pub(crate) const NEW: &str = ".new-";
 
 fn named(folder: &Path, id: &ResourceId) -> PathBuf {
     folder.join(id.file_name())

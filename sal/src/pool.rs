@@ -52,7 +52,7 @@ pub(crate) fn up(config: &NodeConfig) -> Result<Store> {
         Some(store) => store,
         None => with_quotas(&dir)?,
     };
-    for folder in ["volumes", "machines", "images"] {
+    for folder in ["volumes", "snapshots", "machines", "images"] {
         let folder = dir.join(folder);
         files::make_folder(&folder)?;
         // Machines bring programs that are setuid root; nobody else on the node shall reach them.

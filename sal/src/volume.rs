@@ -1,15 +1,22 @@
-//! `volume`: a btrfs subvolume `<pool>/volumes/ACCOUNT.DEPLOYMENT.NAME` whose size btrfs enforces.
+//! `volume`: a btrfs subvolume `<pool>/volumes/ACCOUNT.DEPLOYMENT.NAME` whose size btrfs enforces, with
+//! its snapshots.
 
+mod snapshots;
+
+use std::fs;
 use std::sync::Arc;
 
-use rhizome_model::kind::{Volume, VolumeSpec, VolumeStatus};
-use rhizome_model::{Bytes, Code, ResourceId};
+use rhizome_model::kind::{Change, Volume, VolumeSpec, VolumeStatus, change};
+use rhizome_model::{Action, Bytes, Code, Done, Drift, Drifted, Repair, ResourceId};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use crate::btrfs::Counted;
-use crate::error::{Result, SalError};
+use crate::error::{During, Result, SalError, shown};
 use crate::files;
-use crate::node::Node;
+use crate::node::{NEW, Node};
 use crate::sal;
+use crate::workload::{Found, Sink, no_such_action};
 
 pub(crate) struct Driver {
     node: Arc<Node>,
@@ -22,7 +29,7 @@ impl crate::workload::Driver for Driver {
         Self { node }
     }
 
-    fn ensure(&self, id: &ResourceId, spec: &VolumeSpec) -> Result<VolumeStatus> {
+    fn ensure(&self, id: &ResourceId, spec: &VolumeSpec) -> Result<(VolumeStatus, Done)> {
         let (store, path) = (&self.node.store, self.node.volume(id));
         let room = sal::disk(store)?;
         if spec.size > room {
@@ -35,13 +42,23 @@ impl crate::workload::Driver for Driver {
             ));
         }
         if !store.has(&path) {
-            store.create(&path)?;
+            self.make(id)?;
         }
         let (used, limit) = store.usage(&path, Counted::Referenced)?;
-        if limit != Some(spec.size) {
+        // Without a limit it is half made, by this call or by one that broke off.
+        let done = match limit.map(|size| change::<Volume>(&VolumeSpec { size }, spec)) {
+            None => Done::Created,
+            Some(Change::None) => Done::Unchanged,
+            Some(Change::Update(_)) => Done::Updated,
+            Some(Change::Replace { reason, .. }) => {
+                let message = format!("volume {id} would lose what it holds: {reason}");
+                return Err(SalError::new(Code::InvalidSpec, message));
+            }
+        };
+        if done != Done::Unchanged {
             self.resize(id, spec.size, limit)?;
         }
-        Ok(VolumeStatus { size: spec.size, used })
+        Ok((self.status(id, spec.size, used)?, done))
     }
 
     fn observe(&self, id: &ResourceId) -> Result<Option<VolumeStatus>> {
@@ -51,27 +68,93 @@ impl crate::workload::Driver for Driver {
         }
         let (used, limit) = self.node.store.usage(&path, Counted::Referenced)?;
         // Without a limit it is half made: it has no size that anybody asked for.
-        Ok(Some(VolumeStatus { size: limit.unwrap_or(Bytes(0)), used }))
+        self.status(id, limit.unwrap_or(Bytes(0)), used).map(Some)
     }
 
     fn delete(&self, id: &ResourceId) -> Result<()> {
-        self.node.store.delete(&self.node.volume(id))
+        let (store, path) = (&self.node.store, self.node.volume(id));
+        self.drop_snapshots(id)?;
+        store.delete(&self.node.new_volume(id))?;
+        store.delete(&path)?;
+        store.forget_room(&path)
+    }
+
+    fn drift(&self, id: &ResourceId, spec: &VolumeSpec) -> Result<Vec<Found>> {
+        let (store, path) = (&self.node.store, self.node.volume(id));
+        if !store.has(&path) {
+            let cause = "its subvolume is gone, and with it what was in it";
+            return Ok(vec![Found::new(Drift::Missing, cause)]);
+        }
+        let (_, limit) = store.usage(&path, Counted::Referenced)?;
+        let is = |limit: Bytes| format!("it may grow to {limit}, not to {}", spec.size);
+        Ok(match limit {
+            Some(limit) if limit == spec.size => Vec::new(),
+            Some(limit) => vec![Found::new(Drift::Limit, is(limit))],
+            None => vec![Found::new(Drift::Limit, "it has no limit")],
+        })
+    }
+
+    fn mend(&self, id: &ResourceId, spec: &VolumeSpec, found: Found) -> Result<Drifted> {
+        let action = if found.drift == Drift::Missing { Repair::Made } else { Repair::Restored };
+        crate::workload::Driver::ensure(self, id, spec)?;
+        Ok(found.and_done(action))
     }
 
     fn list(&self) -> Result<Vec<ResourceId>> {
         let folder = self.node.volumes();
-        let names = files::names(&folder)?;
+        let is_ours = |name: &String| self.node.store.has(&folder.join(name));
+        let names = files::names(&folder)?.into_iter().filter(is_ours);
+        let names = names.chain(files::names(&self.node.snapshots())?);
         let mut found: Vec<_> = names
-            .iter()
-            .filter(|name| self.node.store.has(&folder.join(name)))
-            .filter_map(|name| ResourceId::from_file_name(name).ok())
+            .filter_map(|name| {
+                ResourceId::from_file_name(name.strip_prefix(NEW).unwrap_or(&name)).ok()
+            })
             .collect();
         found.sort();
+        found.dedup();
         Ok(found)
+    }
+
+    fn changes(action: &Action) -> bool {
+        matches!(
+            action,
+            Action::Snapshot { .. } | Action::Restore { .. } | Action::DropSnapshot { .. }
+        )
+    }
+
+    fn act(
+        &self,
+        id: &ResourceId,
+        action: &Action,
+        by: &str,
+        _: Sink<'_>,
+        _: &CancellationToken,
+    ) -> Result<Value> {
+        match action {
+            Action::Snapshot { name } => self.take_snapshot(id, name, by),
+            Action::Restore { name } => self.restore(id, name, by),
+            Action::DropSnapshot { name } => self.drop_snapshot(id, name),
+            _ => Err(no_such_action(id, action)),
+        }
     }
 }
 
 impl Driver {
+    /// It has its name when it counts.
+    fn make(&self, id: &ResourceId) -> Result<()> {
+        let (store, path, new) = (&self.node.store, self.node.volume(id), self.node.new_volume(id));
+        store.delete(&new)?;
+        store.forget_room(&path)?;
+        store.create(&new)?;
+        store.count_with(&new, &path)?;
+        fs::rename(&new, &path).during(format_args!("name {}", shown(&path)))
+    }
+
+    fn status(&self, id: &ResourceId, size: Bytes, used: Bytes) -> Result<VolumeStatus> {
+        let empty = files::is_empty(&self.node.volume(id))?;
+        Ok(VolumeStatus { size, used, empty, snapshots: self.snapshots(id)? })
+    }
+
     fn resize(&self, id: &ResourceId, size: Bytes, from: Option<Bytes>) -> Result<()> {
         let (store, path) = (&self.node.store, self.node.volume(id));
         if from.is_some_and(|f| size < f) {
@@ -82,7 +165,7 @@ impl Driver {
                 return Err(SalError::new(
                     Code::QuotaExceeded,
                     format!(
-                        "volume {id} holds {used} and cannot shrink to {size}: remove files first"
+                        "volume {id} holds {used} with its snapshots and cannot shrink to {size}: remove files or snapshots first"
                     ),
                 ));
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use rhizome_model::kind::Kind;
-use rhizome_model::{Action, Code, ResourceId, WorkloadKind};
+use rhizome_model::{Action, Code, Done, Drift, Drifted, Repair, ResourceId, WorkloadKind};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::SalError;
 use crate::error::Result;
 use crate::lock::Lock;
+use crate::machine::Untold;
 use crate::node::Node;
 
 /// What something printed.
@@ -22,25 +23,73 @@ pub enum Chunk {
     Stderr(Vec<u8>),
 }
 
+/// What came of making a resource so.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ensured {
+    pub status: Value,
+    pub done: Done,
+}
+
 /// One kind of workload on one node.
 #[async_trait]
 pub trait Workload: Send + Sync {
-    /// Makes it so; answers the status. Also the update: in place where possible, else by replacing.
-    async fn ensure(&self, id: &ResourceId, spec: &Value) -> std::result::Result<Value, SalError>;
+    /// Makes it so. Also the update, in place or by replacing, as the kind's `fixed` says.
+    async fn ensure(&self, id: &ResourceId, spec: &Value)
+    -> std::result::Result<Ensured, SalError>;
     /// How it is; `None` when there is nothing of it.
     async fn observe(&self, id: &ResourceId) -> std::result::Result<Option<Value>, SalError>;
     /// Makes it be gone, with all that is left of it.
     async fn delete(&self, id: &ResourceId) -> std::result::Result<(), SalError>;
     /// Everything of this kind with our mark, whole or half, read from the system itself.
     async fn list(&self) -> std::result::Result<Vec<ResourceId>, SalError>;
-    /// A named action; what it prints goes to `output` as it comes.
+    /// Sees how it is, and puts right what is not as the spec says.
+    async fn keep(&self, id: &ResourceId, spec: &Value) -> std::result::Result<Kept, SalError>;
+    /// What it came to by itself and nobody has told of yet. Others who ask for it wait until this
+    /// is dropped.
+    async fn untold(&self, id: &ResourceId) -> std::result::Result<Option<Untold>, SalError>;
+    /// Notices from now on what changes by itself; also what may have changed before.
+    fn watch(&self) -> std::result::Result<Option<mpsc::Receiver<Notice>>, SalError>;
+    /// A named action; what it prints goes to `output` as it comes. `by` tells a repetition, which
+    /// changes nothing, from another who asks for the same.
     async fn act(
         &self,
         id: &ResourceId,
         action: &Action,
+        by: &str,
         output: mpsc::Sender<Chunk>,
         cancel: CancellationToken,
     ) -> std::result::Result<Value, SalError>;
+}
+
+/// How a resource is after it was looked at, and what was put right.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kept {
+    pub status: Value,
+    pub drifted: Vec<Drifted>,
+}
+
+/// That a resource is not as it was. Of two with the same words the second is no news.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Notice {
+    pub id: ResourceId,
+    pub what: String,
+}
+
+/// Something that differs from what it should be, and why, if known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub drift: Drift,
+    pub cause: Option<String>,
+}
+
+impl Found {
+    pub fn new(drift: Drift, cause: impl Into<String>) -> Self {
+        Self { drift, cause: Some(cause.into()) }
+    }
+
+    pub fn and_done(self, action: Repair) -> Drifted {
+        Drifted { drift: self.drift, action, cause: self.cause, retry_in_ms: None }
+    }
 }
 
 /// Takes what is printed; says whether more is wanted.
@@ -52,10 +101,34 @@ pub(crate) trait Driver: Send + Sync + 'static {
     type Kind: Kind;
 
     fn new(node: Arc<Node>) -> Self;
-    fn ensure(&self, id: &ResourceId, spec: &Spec<Self>) -> Result<Status<Self>>;
+    fn ensure(&self, id: &ResourceId, spec: &Spec<Self>) -> Result<(Status<Self>, Done)>;
     fn observe(&self, id: &ResourceId) -> Result<Option<Status<Self>>>;
     fn delete(&self, id: &ResourceId) -> Result<()>;
     fn list(&self) -> Result<Vec<ResourceId>>;
+
+    /// Sees what is not as the spec says, and changes nothing.
+    fn drift(&self, id: &ResourceId, spec: &Spec<Self>) -> Result<Vec<Found>>;
+    /// Puts right what was found.
+    fn mend(&self, id: &ResourceId, spec: &Spec<Self>, found: Found) -> Result<Drifted>;
+
+    fn keep(&self, id: &ResourceId, spec: &Spec<Self>) -> Result<(Status<Self>, Vec<Drifted>)> {
+        let mut drifted = Vec::new();
+        for found in self.drift(id, spec)? {
+            drifted.push(self.mend(id, spec, found)?);
+        }
+        let status = self.observe(id)?.ok_or_else(|| {
+            SalError::new(Code::Internal, format!("{id} is not there though it was looked after"))
+        })?;
+        Ok((status, drifted))
+    }
+
+    fn untold(&self, _id: &ResourceId) -> Result<Option<Untold>> {
+        Ok(None)
+    }
+
+    fn watch(&self) -> Result<Option<mpsc::Receiver<Notice>>> {
+        Ok(None)
+    }
 
     /// Whether an action changes the resource, and so has to wait for its turn.
     fn changes(_action: &Action) -> bool {
@@ -66,14 +139,19 @@ pub(crate) trait Driver: Send + Sync + 'static {
         &self,
         id: &ResourceId,
         action: &Action,
+        _by: &str,
         _sink: Sink<'_>,
         _cancel: &CancellationToken,
     ) -> Result<Value> {
-        Err(SalError::new(
-            Code::BadRequest,
-            format!("{id} has no such action: {action:?} is for machines"),
-        ))
+        Err(no_such_action(id, action))
     }
+}
+
+pub(crate) fn no_such_action(id: &ResourceId, action: &Action) -> SalError {
+    SalError::new(
+        Code::BadRequest,
+        format!("{} is nothing that can be done with {id}", action.word()),
+    )
 }
 
 type Spec<D> = <<D as Driver>::Kind as Kind>::Spec;
@@ -102,15 +180,13 @@ impl<D: Driver> Adapter<D> {
 
 #[async_trait]
 impl<D: Driver> Workload for Adapter<D> {
-    async fn ensure(&self, id: &ResourceId, spec: &Value) -> Result<Value> {
-        let spec = Spec::<D>::deserialize(spec)
-            .map_err(|e| SalError::new(Code::InvalidSpec, format!("{id}: {e}")))?;
-        D::Kind::check(&spec)
-            .map_err(|e| SalError::new(Code::InvalidSpec, format!("{id}: {e}")))?;
+    async fn ensure(&self, id: &ResourceId, spec: &Value) -> Result<Ensured> {
+        let spec = parse::<D>(id, spec)?;
         let id = id.clone();
         self.run(move |driver, lock| {
             let _lock = lock(&id)?;
-            to_value(driver.ensure(&id, &spec)?)
+            let (status, done) = driver.ensure(&id, &spec)?;
+            Ok(Ensured { status: to_value(status)?, done })
         })
         .await
     }
@@ -134,21 +210,48 @@ impl<D: Driver> Workload for Adapter<D> {
         self.run(|driver, _| driver.list()).await
     }
 
+    async fn keep(&self, id: &ResourceId, spec: &Value) -> Result<Kept> {
+        let (id, spec) = (id.clone(), parse::<D>(id, spec)?);
+        self.run(move |driver, lock| {
+            let _lock = lock(&id)?;
+            let (status, drifted) = driver.keep(&id, &spec)?;
+            Ok(Kept { status: to_value(status)?, drifted })
+        })
+        .await
+    }
+
+    async fn untold(&self, id: &ResourceId) -> Result<Option<Untold>> {
+        let id = id.clone();
+        self.run(move |driver, _| driver.untold(&id)).await
+    }
+
+    fn watch(&self) -> Result<Option<mpsc::Receiver<Notice>>> {
+        self.driver.watch()
+    }
+
     async fn act(
         &self,
         id: &ResourceId,
         action: &Action,
+        by: &str,
         output: mpsc::Sender<Chunk>,
         cancel: CancellationToken,
     ) -> Result<Value> {
-        let (id, action) = (id.clone(), action.clone());
+        let (id, action, by) = (id.clone(), action.clone(), by.to_owned());
         self.run(move |driver, lock| {
             let _lock = D::changes(&action).then(|| lock(&id)).transpose()?;
             let mut sink = |chunk| output.blocking_send(chunk).is_ok();
-            driver.act(&id, &action, &mut sink, &cancel)
+            driver.act(&id, &action, &by, &mut sink, &cancel)
         })
         .await
     }
+}
+
+fn parse<D: Driver>(id: &ResourceId, spec: &Value) -> Result<Spec<D>> {
+    let invalid = |e: String| SalError::new(Code::InvalidSpec, format!("{id}: {e}"));
+    let spec = Spec::<D>::deserialize(spec).map_err(|e| invalid(e.to_string()))?;
+    D::Kind::check(&spec).map_err(invalid)?;
+    Ok(spec)
 }
 
 fn to_value<T: serde::Serialize>(value: T) -> Result<Value> {

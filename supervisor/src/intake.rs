@@ -1,8 +1,8 @@
 //! From bytes that came from anywhere to a task with its capacity reserved and its job enqueued.
 //!
 //! ```text
-//!   verify ▶ is it for this node ▶ seen before? ▶ plan in the sandbox ▶ one atomic step:
-//!                                                   nonce, version, capacity, task, job, event
+//!   verify ▶ is it for this node ▶ seen before? ▶ plan in the sandbox ▶ would data be lost?
+//!          ▶ one atomic step: nonce, version, capacity, task, job, event
 //! ```
 //!
 //! A refusal changes nothing.
@@ -12,13 +12,14 @@ use std::net::Ipv6Addr;
 
 use rhizome_engine::{Context, Peer, Script, plan};
 use rhizome_identity::{Verified, mycelium_address, verify};
-use rhizome_model::api::TaskView;
+use rhizome_model::api::{JobView, TaskView};
 use rhizome_model::{
     Capacity, Code, DeleteDocument, DeploymentDocument, DeploymentId, Document, Envelope, Event,
     Failure, Job, JobId, NodeId, Phase, Task, TraceId, What, Work, queue_name,
 };
 use rhizome_queue::{Accept, Acceptance};
 use rhizome_service::clock;
+use serde::Serialize;
 use tracing::Instrument;
 
 use crate::audit::Entry;
@@ -31,11 +32,23 @@ const TEARDOWN_ATTEMPTS: u32 = 10_000;
 /// What a script job may take beyond its evaluation: undoing what failed.
 const UNDO_MS: u64 = 10 * 60 * 1000;
 
+/// What an envelope has led to.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(untagged)]
+pub enum Taken {
+    Task(Box<TaskView>),
+    /// Of an operation.
+    Job(Box<JobView>),
+}
+
 impl Supervisor {
-    /// Takes an envelope, or refuses it. The same envelope again is answered with its task.
-    pub async fn take(&self, bytes: &[u8]) -> Result<TaskView, Failure> {
+    /// Takes an envelope, or refuses it. The same envelope again is answered with its task or job.
+    pub async fn take(&self, bytes: &[u8]) -> Result<Taken, Failure> {
         if let Some(task) = self.held(bytes).await? {
             return self.seen(task).await;
+        }
+        if let Some(job) = self.known_operation(bytes).await? {
+            return Ok(Taken::Job(Box::new(job)));
         }
         let verified =
             match verify(bytes, self.accounts.as_ref(), &self.network, clock::now_secs()).await {
@@ -52,9 +65,15 @@ impl Supervisor {
         let (what, result) = async {
             match &verified.document {
                 Document::Deployment(document) => {
-                    ("deploy", self.deploy(bytes, &verified, document).await)
+                    ("deploy", self.taken(self.deploy(bytes, &verified, document).await).await)
                 }
-                Document::Delete(document) => ("delete", self.delete(&verified, document).await),
+                Document::Delete(document) => {
+                    ("delete", self.taken(self.delete(&verified, document).await).await)
+                }
+                Document::Operation(document) => {
+                    let job = self.operate(&verified, document).await;
+                    (document.action.word(), job.map(|job| Taken::Job(Box::new(job))))
+                }
             }
         }
         .instrument(span.clone())
@@ -72,7 +91,11 @@ impl Supervisor {
             refused,
             ..Entry::default()
         });
-        self.seen(result?).await
+        result
+    }
+
+    async fn taken(&self, task: Result<Task, Failure>) -> Result<Taken, Failure> {
+        self.seen(task?).await
     }
 
     /// The task whose envelope these very bytes are: they were verified when they came first, and a
@@ -86,9 +109,9 @@ impl Supervisor {
         Ok(task.filter(|t| t.envelope.as_bytes() == bytes && t.phase != Phase::Deleting))
     }
 
-    async fn seen(&self, task: Task) -> Result<TaskView, Failure> {
+    async fn seen(&self, task: Task) -> Result<Taken, Failure> {
         let statuses = self.queue.statuses(&task.deployment).await?;
-        Ok(view::task(&task, self.facts.id, &statuses))
+        Ok(Taken::Task(Box::new(view::task(&task, self.facts.id, &statuses))))
     }
 
     /// Every request that wants something changed is in the audit log and counted.
@@ -134,6 +157,11 @@ impl Supervisor {
         task.envelope = envelope;
         task.peers = peers;
         task.desired = current.as_ref().map(|t| t.desired.clone()).unwrap_or_default();
+        // One that is not newer is refused for that, whatever it would do.
+        if current.as_ref().is_none_or(|t| t.version < document.version) {
+            let desired = &task.desired.resources;
+            self.keep_data(&task.deployment, desired, &plan, &document.policy).await?;
+        }
         task.reserved = task.demand_during(&plan.resources)?;
         task.updated_at = clock::now_ms();
         let mut job =
@@ -228,13 +256,7 @@ impl Supervisor {
         match self.queue.accept(request).await? {
             Acceptance::Accepted { .. } => Ok(task),
             Acceptance::Same(task) => Ok(task),
-            Acceptance::Replayed => Err(Failure::new(
-                Code::Replayed,
-                format!(
-                    "the nonce {} was used before; sign again with a new one",
-                    verified.document.nonce()
-                ),
-            )),
+            Acceptance::Replayed => Err(replayed(verified.document.nonce())),
             Acceptance::Stale { current } => Err(stale(current, task.version)),
             Acceptance::Conflict { phase } => Err(Failure::new(
                 Code::Conflict,
@@ -290,6 +312,11 @@ fn script_job(task: &Task, work: Work, timeout_ms: u64, max_attempts: u32) -> Jo
         timeout_ms,
         ..Job::new(task.job, queue_name(&work), task.deployment.account, work)
     }
+}
+
+pub(crate) fn replayed(nonce: &str) -> Failure {
+    let message = format!("the nonce {nonce} was used before; sign again with a new one");
+    Failure::new(Code::Replayed, message)
 }
 
 fn stale(current: rhizome_model::Version, asked: rhizome_model::Version) -> Failure {

@@ -12,9 +12,11 @@
 mod api;
 mod audit;
 mod caller;
+mod compare;
 mod fence;
 mod intake;
 mod keeper;
+mod operation;
 mod owner;
 mod pools;
 mod rates;

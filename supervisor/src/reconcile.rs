@@ -1,7 +1,8 @@
-//! The reconciler: what is desired is ensured again and what nobody knows is removed, for ever.
+//! The reconciler: what is desired is kept so and what nobody knows is removed, for ever.
 //!
 //! It looks at nothing itself. Per task with something desired it enqueues one `Settle` job, per
-//! kind one `Sweep`, at low priority: an operation on what is as it should be changes nothing.
+//! kind one `Sweep`, at low priority: who does them looks first, and acts on what differs. What a
+//! machine comes to by itself is noticed at once by the runners of its kind.
 
 use std::time::Duration;
 
@@ -14,17 +15,26 @@ use rhizome_service::random;
 use tokio_util::sync::CancellationToken;
 
 const EVERY: Duration = Duration::from_secs(60);
+/// After a round that redis-server could not take.
+const AGAIN: Duration = Duration::from_secs(2);
 const TIMEOUT_MS: u64 = 10 * 60 * 1000;
 
 pub async fn run(queue: Queue, stop: CancellationToken) {
     // Rounds are told apart by the start of this process and their number.
     let start = uuid::Uuid::new_v4();
+    let mut first = true;
     for round in 0u64.. {
-        match reconcile(&queue, &format!("{start} {round}"), round == 0).await {
-            Ok(jobs) => tracing::debug!(jobs, "reconciles"),
-            Err(error) => tracing::warn!(%error, "cannot reconcile; tries again"),
-        }
-        let pause = EVERY.mul_f64(0.9 + 0.2 * random::unit());
+        let pause = match reconcile(&queue, &format!("{start} {round}"), first).await {
+            Ok(jobs) => {
+                tracing::debug!(jobs, "reconciles");
+                first = false;
+                EVERY.mul_f64(0.9 + 0.2 * random::unit())
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot reconcile; tries again");
+                AGAIN
+            }
+        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => return,
@@ -32,7 +42,8 @@ pub async fn run(queue: Queue, stop: CancellationToken) {
     }
 }
 
-/// At the first round after a start the machines may all be gone: that is not low priority.
+/// At the first round after a start the machines may all be gone: that is not low priority, and it
+/// does not wait for what an earlier supervisor has asked for.
 async fn reconcile(queue: &Queue, round: &str, first: bool) -> Result<usize, QueueError> {
     let priority = if first { Priority::Normal } else { Priority::Low };
     let mut jobs = Vec::new();
@@ -42,10 +53,14 @@ async fn reconcile(queue: &Queue, round: &str, first: bool) -> Result<usize, Que
             None => false,
         };
         if let Some(work) = due(&task, working) {
-            jobs.push(upkeep(&task, work, round, priority));
+            jobs.push(Job { priority, ..upkeep(&task, work, round) });
         }
     }
     jobs.extend(WorkloadKind::ALL.iter().map(|kind| sweep(*kind, round)));
+    if !first {
+        // Who is not through with the last round needs no second one beside it.
+        jobs.iter_mut().for_each(|job| job.unique = Some(unique(job)));
+    }
     for some in jobs.chunks(128) {
         queue.submit(some).await?;
     }
@@ -58,19 +73,23 @@ fn due(task: &Task, working: bool) -> Option<Work> {
     match task.phase {
         Phase::Ready | Phase::Failed if task.desired.resources.is_empty() => None,
         Phase::Ready | Phase::Failed => Some(Work::Settle),
-        Phase::Accepted | Phase::Running if !working => Some(Work::Script),
+        Phase::Accepted | Phase::Running | Phase::RollbackStuck if !working => Some(Work::Script),
         Phase::Deleting if !working => Some(Work::Teardown),
-        Phase::Accepted | Phase::Running | Phase::Deleting => None,
+        Phase::Accepted | Phase::Running | Phase::RollbackStuck | Phase::Deleting => None,
         Phase::Pending | Phase::Refused | Phase::Deleted => None,
     }
 }
 
-fn upkeep(task: &Task, work: Work, round: &str, priority: Priority) -> Job {
+fn unique(job: &Job) -> String {
+    let about = job.deployment.as_ref().map_or_else(|| job.queue.clone(), ToString::to_string);
+    format!("upkeep {} {about}", job.work.word())
+}
+
+fn upkeep(task: &Task, work: Work, round: &str) -> Job {
     let id = JobId::derived(&task.deployment, task.version, &format!("upkeep {round}"));
     Job {
         deployment: Some(task.deployment.clone()),
         version: Some(task.version),
-        priority,
         timeout_ms: TIMEOUT_MS,
         ..Job::new(id, queue_name(&work), task.deployment.account, work)
     }
@@ -113,7 +132,7 @@ mod tests {
             task.phase = phase;
             task.desired = Desired::default();
             let taken_up = match phase {
-                Phase::Accepted | Phase::Running => Some(Work::Script),
+                Phase::Accepted | Phase::Running | Phase::RollbackStuck => Some(Work::Script),
                 Phase::Deleting => Some(Work::Teardown),
                 _ => None,
             };

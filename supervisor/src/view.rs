@@ -18,10 +18,13 @@ pub fn task(task: &Task, node: NodeId, statuses: &BTreeMap<Name, Value>) -> Task
     // While it runs, a failure is that of an undoing under way.
     let failure = match task.phase {
         Phase::Failed | Phase::Refused => task.failure.clone(),
+        Phase::RollbackStuck => task.stuck.clone(),
         _ => None,
     };
     let waiting_for = match (&task.failure, task.phase) {
-        (Some(cause), Phase::Running) => Some(format!("goes back to the version before: {cause}")),
+        (Some(cause), Phase::Running | Phase::RollbackStuck) => {
+            Some(format!("goes back to the version before: {cause}"))
+        }
         _ => None,
     };
     TaskView {

@@ -67,7 +67,8 @@ fn source(file: &std::path::Path) -> Result<String, Failure> {
         .map_err(|_| misuse(format!("{} is not text (UTF-8)", file.display())))
 }
 
-fn sandboxes() -> Result<Sandboxes, Failure> {
+/// For one evaluation by this process.
+pub fn sandboxes() -> Result<Sandboxes, Failure> {
     let program = std::env::current_exe()
         .map_err(|e| internal("cannot find our own program for the sandbox", &e))?;
     let args = vec!["sandbox".into()];

@@ -16,11 +16,16 @@ pub mod list;
 pub mod logs;
 pub mod node;
 pub mod nodes;
+pub mod plan;
+pub mod power;
 pub mod queues;
 pub mod reference;
+pub mod resize;
+pub mod restore;
 pub mod runners;
 pub mod show;
 pub mod sign;
+pub mod snapshot;
 pub mod submit;
 pub mod verify;
 

@@ -69,10 +69,13 @@ fn type_of(bytes: &[u8]) -> Result<&'static str, Failure> {
         Err(misuse("this is an envelope already: --add adds a signature to it"))
     } else if fields.contains_key("script") {
         Ok(payload_type::DEPLOYMENT)
+    } else if fields.contains_key("action") {
+        Ok(payload_type::OPERATION)
     } else if fields.contains_key("version") {
         Ok(payload_type::DELETE)
     } else {
-        Err(misuse("this is neither a deployment nor a delete: say with --type what it is"))
+        let message = "this is no deployment, delete or operation: say with --type what it is";
+        Err(misuse(message))
     }
 }
 
@@ -85,6 +88,8 @@ mod tests {
         let kind = |text: &str| type_of(text.as_bytes());
         assert_eq!(kind(r#"{"script":"","version":1}"#), Ok(payload_type::DEPLOYMENT));
         assert_eq!(kind(r#"{"version":1}"#), Ok(payload_type::DELETE));
+        let operation = r#"{"version":1,"action":{"action":"stop"}}"#;
+        assert_eq!(kind(operation), Ok(payload_type::OPERATION));
         for bad in ["{}", "[]", "", r#"{"payloadType":"t","payload":"","signatures":[]}"#] {
             assert!(kind(bad).is_err(), "{bad}");
         }

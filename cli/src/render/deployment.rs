@@ -2,8 +2,9 @@
 
 use jiff::tz::TimeZone;
 use rhizome_model::api::{DeploymentView, ResourceView, TaskView};
+use serde_json::Value;
 
-use super::{clean, date, event, table, value};
+use super::{clean, clock, date, event, table, value};
 
 /// One line each.
 pub fn list(deployments: &[DeploymentView], zone: &TimeZone) -> String {
@@ -30,11 +31,11 @@ pub fn show(view: &DeploymentView, zone: &TimeZone) -> String {
         date(view.submitted_at, zone),
         date(view.updated_at, zone),
     )];
-    parts.extend(view.tasks.iter().map(task));
+    parts.extend(view.tasks.iter().map(|t| task(t, zone)));
     parts.join("\n\n")
 }
 
-fn task(task: &TaskView) -> String {
+fn task(task: &TaskView, zone: &TimeZone) -> String {
     let mut lines = vec![format!(
         "node {}: {} (version {}), reserved {}",
         task.node, task.phase, task.version, task.reserved
@@ -47,30 +48,44 @@ fn task(task: &TaskView) -> String {
         lines.extend(failure.detail.as_deref().map(clean));
     }
     if !task.resources.is_empty() {
-        lines.push(table(["RESOURCE", "KIND", "STATE", "ADDRESS"], task.resources.iter().map(row)));
+        let rows = task.resources.iter().map(|resource| row(resource, zone));
+        lines.push(table(["RESOURCE", "KIND", "STATE", "ADDRESS"], rows));
     }
     lines
         .extend(task.outputs.iter().map(|(key, said)| format!("{} = {}", clean(key), value(said))));
     lines.join("\n")
 }
 
-fn row(view: &ResourceView) -> [String; 4] {
+fn row(view: &ResourceView, zone: &TimeZone) -> [String; 4] {
     let field = |name: &str| {
         let found = view.status.as_ref().and_then(|status| status.get(name));
         found.map_or_else(|| "-".to_owned(), value)
     };
-    [view.resource.name.to_string(), view.resource.kind.to_string(), state(view), field("address")]
+    let (name, kind) = (view.resource.name.to_string(), view.resource.kind.to_string());
+    [name, kind, state(view, zone), field("address")]
 }
 
-/// How it is, and why it is not as it should be.
-fn state(view: &ResourceView) -> String {
+/// How it is, why it is not as it should be, and how often it was started again.
+fn state(view: &ResourceView, zone: &TimeZone) -> String {
     let Some(status) = &view.status else {
         return "not made".to_owned();
     };
-    let state = status.get("state").map_or_else(|| "ready".to_owned(), value);
-    match status.pointer("/health/reason") {
-        Some(reason) => format!("{state}, failing: {}", value(reason)),
-        None => state,
+    let mut state = status.get("state").map_or_else(|| "ready".to_owned(), value);
+    let reason = status.pointer("/health/reason");
+    if let Some(reason) = reason {
+        state.push_str(&format!(", failing: {}", value(reason)));
+    }
+    if let Some(at) = status.get("next_start_at").and_then(Value::as_i64) {
+        state.push_str(&format!("; starts at {}", clock(at, zone)));
+    }
+    let restarts = status.get("restarts").and_then(Value::as_u64).unwrap_or(0);
+    if restarts > 0 {
+        state.push_str(&format!("; started again {restarts} times"));
+    }
+    match status.get("last_exit") {
+        // Where it fails, that is the reason.
+        Some(last) if reason.is_none() => format!("{state}, last because {}", value(last)),
+        _ => state,
     }
 }
 
@@ -81,7 +96,7 @@ mod tests {
     use rhizome_model::{
         Bytes, Capacity, Code, Cpu, DesiredResource, Failure, NodeId, Phase, Version, WorkloadKind,
     };
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -108,6 +123,16 @@ mod tests {
                     Some(json!({
                         "state": "backing_off", "address": "5d3::1",
                         "health": { "status": "failing", "reason": "exit status 1" },
+                        "restarts": 3, "last_exit": "exit status 1",
+                        "next_start_at": 1_700_000_004_500i64,
+                    })),
+                ),
+                resource(
+                    "api",
+                    WorkloadKind::Machine,
+                    Some(json!({
+                        "state": "running", "address": "5d3::2", "health": { "status": "good" },
+                        "restarts": 2, "last_exit": "it was ended by signal 9",
                     })),
                 ),
                 resource("client", WorkloadKind::Machine, None),

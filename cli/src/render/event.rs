@@ -1,7 +1,7 @@
 //! An event as one line.
 
 use jiff::tz::TimeZone;
-use rhizome_model::{Event, Failure, What};
+use rhizome_model::{Done, Drift, Drifted, Event, Failure, Repair, What};
 use serde_json::Value;
 
 use super::{clean, clock, duration, value};
@@ -22,8 +22,8 @@ pub fn words(what: &What) -> String {
         What::Declared { resource, kind, line } => {
             format!("{kind} {resource}: declared in line {line}")
         }
-        What::Ready { resource, kind, status } => {
-            format!("{kind} {resource}: ready{}", address(status))
+        What::Ready { resource, kind, status, done } => {
+            format!("{kind} {resource}: {}", ready(*done, status))
         }
         What::ResourceFailed { resource, kind, failure, retry_in_ms } => {
             let again = retry_in_ms
@@ -36,10 +36,34 @@ pub fn words(what: &What) -> String {
         What::Retrying { what, cause, in_ms } => {
             format!("{}: tried again in {}: {}", clean(what), duration(*in_ms), clean(cause))
         }
-        What::Drift { resource, kind, cause, done } => {
-            format!("{kind} {resource}: {}; {}", clean(cause), clean(done))
-        }
+        What::Drift { resource, kind, drifted } => format!("{kind} {resource}: {}", drift(drifted)),
     }
+}
+
+/// What was found, why if known, and what was done.
+fn drift(drifted: &Drifted) -> String {
+    let Drifted { drift, action, cause, retry_in_ms } = drifted;
+    let found = match drift {
+        Drift::Missing => "was gone",
+        Drift::Ended => "ended",
+        Drift::Lost => "did not run",
+        Drift::Network => "its network was not whole",
+        Drift::Mount => "a volume was not mounted",
+        Drift::Limit => "was not limited",
+        Drift::Spec => "was not as declared",
+        Drift::Orphan => "is an orphan",
+    };
+    let cause = cause.as_deref().map_or_else(String::new, |cause| format!(" ({})", clean(cause)));
+    let done = match (action, retry_in_ms) {
+        (Repair::Waits, Some(ms)) => format!("is started again in {}", duration(*ms)),
+        (Repair::Waits, None) => "is started again".to_owned(),
+        (Repair::Made, _) => "made again".to_owned(),
+        (Repair::Started, _) => "started again".to_owned(),
+        (Repair::Restored, _) => "put right".to_owned(),
+        (Repair::Left, _) => "left alone, as its restart policy says".to_owned(),
+        (Repair::Removed, _) => "removed".to_owned(),
+    };
+    format!("{found}{cause}: {done}")
 }
 
 /// The failure in one line.
@@ -48,8 +72,14 @@ pub fn because(failure: &Failure) -> String {
     format!("{about}{} ({})", clean(&failure.message), failure.code)
 }
 
+/// What making it took, and where it answers.
+pub fn ready(done: Option<Done>, status: &Value) -> String {
+    let done = done.map_or_else(String::new, |done| format!(", {}", done.as_str()));
+    format!("ready{done}{}", address(status))
+}
+
 /// Where a resource answers, of those that have an address.
-pub fn address(status: &Value) -> String {
+fn address(status: &Value) -> String {
     match status.get("address") {
         Some(Value::String(address)) => format!(" at {}", clean(address)),
         _ => String::new(),
@@ -73,7 +103,12 @@ mod tests {
             phase(Phase::Pending, None),
             phase(Phase::Failed, Some(failure.clone().about(web.clone()))),
             What::Declared { resource: web.clone(), kind, line: 3 },
-            What::Ready { resource: web.clone(), kind, status: json!({ "address": "5d3::1" }) },
+            What::Ready {
+                resource: web.clone(),
+                kind,
+                status: json!({ "address": "5d3::1" }),
+                done: Some(Done::Updated),
+            },
             What::ResourceFailed {
                 resource: web.clone(),
                 kind,
@@ -86,10 +121,24 @@ mod tests {
             What::Output { key: "url".into(), value: json!("http://[5d3::1]/") },
             What::Retrying { what: "dispatch".into(), cause: "node away".into(), in_ms: 200 },
             What::Drift {
+                resource: web.clone(),
+                kind,
+                drifted: Drifted {
+                    drift: Drift::Ended,
+                    action: Repair::Waits,
+                    cause: Some("it ended with exit status 3".into()),
+                    retry_in_ms: Some(4000),
+                },
+            },
+            What::Drift {
                 resource: web,
                 kind,
-                cause: "was gone".into(),
-                done: "made again".into(),
+                drifted: Drifted {
+                    drift: Drift::Network,
+                    action: Repair::Restored,
+                    cause: Some("link rz0 is gone".into()),
+                    retry_in_ms: None,
+                },
             },
         ];
         let lines: Vec<_> = what

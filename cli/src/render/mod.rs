@@ -3,6 +3,7 @@
 pub mod deployment;
 pub mod event;
 pub mod node;
+pub mod plan;
 pub mod queue;
 pub mod reporter;
 

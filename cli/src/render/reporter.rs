@@ -122,8 +122,8 @@ impl Live {
             What::Declared { resource, kind, .. } => {
                 self.bar(event.node, resource, *kind).set_message("…");
             }
-            What::Ready { resource, kind, status } => {
-                let text = format!("ready{}", event::address(status));
+            What::Ready { resource, kind, status, done } => {
+                let text = event::ready(*done, status);
                 self.end(event.node, resource, *kind, text);
             }
             What::ResourceDeleted { resource, kind } => {
@@ -183,7 +183,12 @@ mod tests {
         let kind = WorkloadKind::Machine;
         live.resource_event(&event(What::Declared { resource: name.clone(), kind, line: 1 }));
         let status = serde_json::json!({ "address": "5d3::1" });
-        live.resource_event(&event(What::Ready { resource: name.clone(), kind, status }));
+        live.resource_event(&event(What::Ready {
+            resource: name.clone(),
+            kind,
+            status,
+            done: None,
+        }));
         let bar = &live.resources[&(Some(NodeId(1)), name)];
         assert!(bar.is_finished() && bar.prefix() == "node 1  machine web");
         assert_eq!(bar.message(), "ready at 5d3::1");

@@ -6,35 +6,46 @@ use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use http::StatusCode;
 use rhizome_identity::{Verified, digest, verify};
-use rhizome_model::api::Submitted;
+use rhizome_model::api::{JobView, Submitted};
 use rhizome_model::{AccountId, Code, Document, Envelope, Failure, KeyId, NodeId, TraceId};
 use rhizome_service::{ApiError, ApiResult, clock};
+use serde::Serialize;
 use tracing::Instrument;
 
 use super::App;
 use crate::store::AuditEntry;
 
-/// Takes a signed envelope: when this answers, it is on disk and on its way.
+/// What an envelope has led to.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(untagged)]
+pub enum Taken {
+    Submitted(Submitted),
+    /// Of an operation: its job on its node.
+    Job(Box<JobView>),
+}
+
+/// Takes a signed envelope: when this answers, it is on disk and on its way. An operation is on its
+/// node's disk, and the answer is its job.
 #[utoipa::path(
     post, path = "/v1/envelopes", tag = "deployments",
     request_body(content = String, content_type = "application/json", description = "A DSSE envelope"),
     responses(
-        (status = 202, body = Submitted, description = "Stored; follow its events"),
+        (status = 202, body = inline(Taken), description = "Stored; follow its events, or its job"),
         (status = "4XX", body = Failure, description = "Refused; nothing was changed"),
     )
 )]
 pub async fn submit(
     State(app): State<App>,
     body: Result<Bytes, BytesRejection>,
-) -> ApiResult<(StatusCode, Json<Submitted>)> {
+) -> ApiResult<(StatusCode, Json<Taken>)> {
     let bytes = body.map_err(unreadable)?;
     // A task of its own: what was stored is dispatched, also when the caller does not wait for it.
     let work = app.clone();
-    let submitted =
+    let taken =
         app.shutdown.tracker.spawn(async move { work.take(&bytes).await }).await.map_err(
             |_| Failure::new(Code::Internal, "a fault of ours stopped the submission"),
         )??;
-    Ok((StatusCode::ACCEPTED, Json(submitted)))
+    Ok((StatusCode::ACCEPTED, Json(taken)))
 }
 
 fn unreadable(rejection: BytesRejection) -> ApiError {
@@ -47,7 +58,7 @@ fn unreadable(rejection: BytesRejection) -> ApiError {
 }
 
 impl App {
-    async fn take(&self, bytes: &[u8]) -> Result<Submitted, Failure> {
+    async fn take(&self, bytes: &[u8]) -> Result<Taken, Failure> {
         let _permit = self.submissions.acquire().await.expect("nothing ever closes it");
         let checked = self.check(bytes).await;
         let account = checked.as_ref().ok().map(|v| v.account.id);
@@ -55,7 +66,7 @@ impl App {
             Ok(verified) => {
                 let trace_id = TraceId::of_payload(&verified.envelope.payload);
                 let span = tracing::info_span!("intake", %trace_id);
-                self.keep(&verified, bytes).instrument(span).await
+                self.act_on(&verified, bytes).instrument(span).await
             }
             Err(failure) => Err(failure),
         };
@@ -65,6 +76,17 @@ impl App {
             self.note_refusal(bytes, account, failure).await;
         }
         taken
+    }
+
+    async fn act_on(&self, verified: &Verified, bytes: &[u8]) -> Result<Taken, Failure> {
+        match &verified.document {
+            Document::Operation(document) => {
+                self.operate(verified, document, bytes).await.map(|job| Taken::Job(Box::new(job)))
+            }
+            Document::Deployment(_) | Document::Delete(_) => {
+                self.keep(verified, bytes).await.map(Taken::Submitted)
+            }
+        }
     }
 
     async fn check(&self, bytes: &[u8]) -> Result<Verified, Failure> {

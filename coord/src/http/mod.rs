@@ -10,6 +10,7 @@ mod envelopes;
 mod events;
 mod nodes;
 mod operate;
+mod operations;
 mod proxy;
 
 use std::ops::Deref;
@@ -106,6 +107,7 @@ pub fn routes(app: App) -> (axum::Router, utoipa::openapi::OpenApi) {
         .routes(routes!(nodes::account))
         .routes(routes!(proxy::logs))
         .routes(routes!(proxy::exec))
+        .routes(routes!(operate::plan_base))
         .routes(routes!(operate::queues))
         .routes(routes!(operate::dead))
         .routes(routes!(operate::job))

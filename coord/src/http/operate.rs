@@ -3,7 +3,9 @@
 
 use axum::extract::{Request, State};
 use axum::response::Response;
-use rhizome_model::api::{AccountLimits, JobAgain, JobView, PoolChange, PoolView, QueueView};
+use rhizome_model::api::{
+    AccountLimits, JobAgain, JobView, PlanBase, PoolChange, PoolView, QueueView,
+};
 use rhizome_model::{Failure, JobId, NodeId};
 use rhizome_service::ApiResult;
 use serde::Deserialize;
@@ -43,6 +45,8 @@ macro_rules! passed_on {
 }
 
 passed_on! {
+    /// What a node has of one of the caller's deployments, for a plan to be compared with.
+    plan_base: get "/v1/nodes/{id}/tasks/{account}/{name}/base" ("id": u64, "account": u64, "name": String) => PlanBase;
     /// The queues of a node, for the owner of its farm.
     queues: get "/v1/nodes/{id}/queues" ("id": u64) => Vec<QueueView>;
     /// The dead letters of a queue, oldest first; an account sees its own.

@@ -130,7 +130,11 @@ async fn take(conn: &mut SqliteConnection, task: &mut TaskRow, event: &Event) ->
     match phase {
         Phase::Deleted => (task.holds, task.good) = (false, None),
         Phase::Ready => (task.holds, task.good) = (true, Some(task.envelope.clone())),
-        Phase::Accepted | Phase::Running | Phase::Failed | Phase::Deleting => task.holds = true,
+        Phase::Accepted
+        | Phase::Running
+        | Phase::RollbackStuck
+        | Phase::Failed
+        | Phase::Deleting => task.holds = true,
         Phase::Pending | Phase::Refused => {}
     }
     let (account, name) = key_of(&task.key.deployment);

@@ -11,7 +11,7 @@ use super::rows::RawTask;
 use super::{
     AuditEntry, Result, Store, StoreError, TaskRow, append, audit, begin, count, key_of, number,
 };
-use crate::rules::{Current, CurrentTask, admit};
+use crate::rules::{self, Current, CurrentTask, admit};
 
 /// Envelopes kept of one deployment besides those that tasks need.
 const KEPT_ENVELOPES: i64 = 20;
@@ -54,6 +54,7 @@ impl Store {
                 let nodes = delete(&mut tx, &id, &tasks, &verified.digest, now_ms).await?;
                 (Phase::Deleting, nodes)
             }
+            Document::Operation(_) => return Err(rules::no_operation()),
         };
         let what = What::Phase { phase, failure: None, outputs: None };
         let version = document.version();

@@ -1,10 +1,11 @@
 //! One evaluation from the parent's side: answers the child's calls, believes nothing.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rhizome_model::{Code, DesiredResource, Failure};
+use rhizome_model::{Code, DesiredResource, Failure, Name, WorkloadKind};
 use serde_json::Value;
 use tokio::time::timeout;
 
@@ -15,7 +16,7 @@ use crate::{Evaluation, Host, HostError, Script, Stop};
 
 /// Bytes that a child may send in all: what we keep of them is bounded by this.
 const MAX_TOTAL: usize = 4 << 20;
-/// Calls of one evaluation.
+/// Calls of one evaluation, beside those that declare.
 const MAX_CALLS: usize = 10_000;
 
 /// What a finished child told.
@@ -28,6 +29,7 @@ pub struct Talk<'a> {
     script: &'a Script,
     host: &'a dyn Host,
     evaluation: Evaluation,
+    declared: HashMap<Name, WorkloadKind>,
     redactor: Redactor,
     /// Of the host, by number: the child only names them.
     failures: Vec<Failure>,
@@ -54,7 +56,7 @@ impl From<io::Error> for Break {
 
 pub fn stop(error: HostError) -> Stop {
     match error {
-        HostError::Failed(failure) => Stop::Failed(failure),
+        HostError::Failed(failure) | HostError::Fatal(failure) => Stop::Failed(failure),
         HostError::Unknown => Stop::Unknown,
         HostError::Aborted => Stop::Aborted,
     }
@@ -66,6 +68,7 @@ impl<'a> Talk<'a> {
             script,
             host,
             evaluation: Evaluation::default(),
+            declared: HashMap::new(),
             redactor: Redactor::default(),
             failures: Vec::new(),
             effects: 0,
@@ -126,7 +129,7 @@ impl<'a> Talk<'a> {
     }
 
     async fn answer(&mut self, call: Call) -> Result<Reply, Break> {
-        self.calls += 1;
+        self.calls += usize::from(!matches!(call, Call::Declare(_)));
         if self.calls > MAX_CALLS {
             return Err(self.limit(&format!("it makes more than {MAX_CALLS} calls")));
         }
@@ -134,12 +137,12 @@ impl<'a> Talk<'a> {
         let answer = match call {
             Call::Declare(resource) => self.declare(resource).await?,
             Call::Read(name) => {
-                self.declared(&name)?;
+                self.is_declared(&name)?;
                 self.wait_for(format!("`{name}`"));
                 host.read(&name).await
             }
             Call::Act { name, action } => {
-                self.declared(&name)?;
+                self.is_declared(&name)?;
                 self.wait_for(format!("an action on `{name}`"));
                 host.act(self.effect(), &name, action).await
             }
@@ -153,7 +156,8 @@ impl<'a> Talk<'a> {
             Call::Log(message) => {
                 self.messages.0 += 1;
                 self.count(self.messages.0, "lines logged")?;
-                host.log(self.redactor.text(message)).await.map(|()| Value::Null)
+                let message = self.redactor.text(message);
+                host.log(self.effect(), message).await.map(|()| Value::Null)
             }
             Call::Output { key, value } => {
                 self.messages.1 += 1;
@@ -171,6 +175,7 @@ impl<'a> Talk<'a> {
                 Reply::Failed { id: self.failures.len() - 1, failure }
             }
             Err(HostError::Unknown) => Reply::Unknown,
+            Err(HostError::Fatal(failure)) => return Err(Break::Stop(Stop::Failed(failure))),
             Err(HostError::Aborted) => return Err(Break::Stop(Stop::Aborted)),
         })
     }
@@ -181,28 +186,25 @@ impl<'a> Talk<'a> {
         mut resource: DesiredResource,
     ) -> Result<Result<Value, HostError>, Break> {
         self.count_resources()?;
-        if self.find(&resource.name).is_some() {
+        if self.declared.contains_key(&resource.name) {
             return Err(self.strange("it declares a name twice"));
         }
         let kind = resource.kind;
         resource.spec = kind.parse_spec(resource.spec).map_err(|f| self.strange(&f.message))?;
         let references = kind.references(&resource.spec).map_err(|f| self.strange(&f.message))?;
         for reference in references {
-            if self.find(&reference.name).map(|r| r.kind) != Some(reference.kind) {
+            if self.declared.get(&reference.name) != Some(&reference.kind) {
                 return Err(self.strange("it refers to what is not declared"));
             }
         }
+        self.declared.insert(resource.name.clone(), kind);
         self.evaluation.resources.push(resource.clone());
         Ok(self.host.declare(self.effect(), resource).await)
     }
 
-    fn find(&self, name: &rhizome_model::Name) -> Option<&DesiredResource> {
-        self.evaluation.resources.iter().find(|r| r.name == *name)
-    }
-
-    fn declared(&self, name: &rhizome_model::Name) -> Result<(), Break> {
-        let found = self.find(name).map(|_| ());
-        found.ok_or_else(|| self.strange("it speaks of a resource that is not declared"))
+    fn is_declared(&self, name: &Name) -> Result<(), Break> {
+        let strange = || self.strange("it speaks of a resource that is not declared");
+        self.declared.get(name).map(|_| ()).ok_or_else(strange)
     }
 
     /// The number of the next effect.

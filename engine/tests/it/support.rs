@@ -120,7 +120,7 @@ impl Host for Fake {
         })
     }
 
-    async fn log(&self, message: String) -> Result<(), HostError> {
+    async fn log(&self, _: u64, message: String) -> Result<(), HostError> {
         self.note(format!("log {message}"));
         Ok(())
     }

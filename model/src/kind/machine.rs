@@ -97,9 +97,15 @@ pub struct MachineStatus {
     /// The last exit status; 128 + n when signal n ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
+    /// Why it ended the last time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<String>,
     /// How often it was started again.
     #[serde(default)]
     pub restarts: u32,
+    /// While it backs off, when it is started again: Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_start_at: Option<i64>,
     /// Unix milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<i64>,
@@ -213,6 +219,18 @@ impl Kind for Machine {
 
     fn demand(spec: &MachineSpec) -> Capacity {
         Capacity { cpu: spec.cpu, memory: spec.memory, disk: spec.disk }
+    }
+
+    /// Limits, the size of the disk and the restart policy change while it runs.
+    fn fixed(spec: &MachineSpec) -> MachineSpec {
+        MachineSpec {
+            cpu: Cpu::default(),
+            memory: Bytes::default(),
+            disk: Bytes::default(),
+            pids: 0,
+            restart: Restart::default(),
+            ..spec.clone()
+        }
     }
 
     fn references(spec: &MachineSpec) -> Vec<Reference> {

@@ -4,6 +4,7 @@
 //! module here, its module in `rhizome-sal`, and its line in [`for_each_kind!`]. The Rhai function,
 //! the editor definitions, the JSON schema, `plan`, admission and the queue all come from these.
 
+mod change;
 mod machine;
 mod volume;
 
@@ -16,10 +17,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use change::{Change, FieldChange, change};
 pub use machine::{
     Health, Isolation, Machine, MachineSpec, MachineState, MachineStatus, Mount, Restart,
 };
-pub use volume::{Volume, VolumeSpec, VolumeStatus};
+pub use volume::{Volume, VolumeSnapshot, VolumeSpec, VolumeStatus};
 
 use crate::{Capacity, Code, Failure, Name, RetryPolicy};
 
@@ -48,6 +50,9 @@ pub trait Kind: Send + Sync + 'static {
     /// How often an operation on it is tried whose cause of failure may pass.
     const RETRY: RetryPolicy = RetryPolicy::USUAL;
 
+    /// Whether resources of the kind can hold data that nobody could make again.
+    const KEEPS_DATA: bool = false;
+
     /// Rules that the types cannot say. The error names the field.
     fn check(_spec: &Self::Spec) -> Result<(), String> {
         Ok(())
@@ -55,6 +60,15 @@ pub trait Kind: Send + Sync + 'static {
 
     /// What it takes from the node: reserved, reported and enforced.
     fn demand(spec: &Self::Spec) -> Capacity;
+
+    /// The spec with all that can change in place at one and the same value: what the resource is
+    /// made for. Where two specs differ in it, the resource is made anew.
+    fn fixed(spec: &Self::Spec) -> Self::Spec;
+
+    /// Whether a resource in this state does hold such data.
+    fn holds_data(_status: &Self::Status) -> bool {
+        false
+    }
 
     /// The resources of the same deployment that must be there before, with the field that says so.
     fn references(_spec: &Self::Spec) -> Vec<Reference> {
@@ -86,6 +100,9 @@ struct Vtable {
     demand: fn(&Value) -> Result<Capacity, String>,
     references: fn(&Value) -> Result<Vec<Reference>, String>,
     predict: fn(&Value, Ipv6Addr) -> Result<Value, String>,
+    change: fn(&Value, &Value) -> Result<Change, String>,
+    keeps_data: bool,
+    holds_data: fn(&Value) -> Result<bool, String>,
 }
 
 const fn vtable<K: Kind>(name: &'static str) -> Vtable {
@@ -103,6 +120,12 @@ const fn vtable<K: Kind>(name: &'static str) -> Vtable {
         demand: |value| Ok(K::demand(&read::<K>(value)?)),
         references: |value| Ok(K::references(&read::<K>(value)?)),
         predict: |value, address| Ok(K::predict(&read::<K>(value)?, address)),
+        change: |old, new| Ok(change::<K>(&read::<K>(old)?, &read::<K>(new)?)),
+        keeps_data: K::KEEPS_DATA,
+        holds_data: |status| {
+            let status = K::Status::deserialize(status).map_err(|e| e.to_string())?;
+            Ok(K::holds_data(&status))
+        },
     }
 }
 
@@ -174,6 +197,21 @@ impl WorkloadKind {
     /// What of the status is known beforehand.
     pub fn predict(self, spec: &Value, address: Ipv6Addr) -> Result<Value, Failure> {
         (self.vtable().predict)(spec, address).map_err(|e| self.invalid(&e))
+    }
+
+    /// What a resource with a checked spec goes through to be as another one says.
+    pub fn change(self, old: &Value, new: &Value) -> Result<Change, Failure> {
+        (self.vtable().change)(old, new).map_err(|e| self.invalid(&e))
+    }
+
+    /// Whether its resources can hold data that nobody could make again.
+    pub fn keeps_data(self) -> bool {
+        self.vtable().keeps_data
+    }
+
+    /// Whether a resource in this state does.
+    pub fn holds_data(self, status: &Value) -> Result<bool, Failure> {
+        (self.vtable().holds_data)(status).map_err(|e| self.invalid(&e))
     }
 
     fn invalid(self, error: &str) -> Failure {

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Kind;
-use crate::{Bytes, Capacity};
+use crate::{Bytes, Capacity, Name};
 
 /// A btrfs subvolume whose size btrfs itself enforces.
 pub struct Volume;
@@ -22,6 +22,18 @@ pub struct VolumeStatus {
     pub size: Bytes,
     /// What it holds, in bytes.
     pub used: Bytes,
+    /// Whether nothing is in it: what it uses then are its own trees.
+    pub empty: bool,
+    /// What it held at other times, in the order of their names. What they keep counts as used.
+    #[serde(default)]
+    pub snapshots: Vec<VolumeSnapshot>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeSnapshot {
+    pub name: Name,
+    /// Unix milliseconds.
+    pub taken_at: i64,
 }
 
 /// Below this btrfs cannot even keep its own trees.
@@ -33,6 +45,8 @@ impl Kind for Volume {
 
     const SUMMARY: &'static str = "A folder with a size that machines can mount.";
 
+    const KEEPS_DATA: bool = true;
+
     fn check(spec: &VolumeSpec) -> Result<(), String> {
         if spec.size < MIN_SIZE {
             return Err(format!("size: at least {MIN_SIZE}, not {}", spec.size));
@@ -42,6 +56,15 @@ impl Kind for Volume {
 
     fn demand(spec: &VolumeSpec) -> Capacity {
         Capacity { disk: spec.size, ..Capacity::default() }
+    }
+
+    /// It grows in place and shrinks in place, as far down as what it holds: it is never made anew.
+    fn fixed(_: &VolumeSpec) -> VolumeSpec {
+        VolumeSpec { size: Bytes::default() }
+    }
+
+    fn holds_data(status: &VolumeStatus) -> bool {
+        !status.empty || !status.snapshots.is_empty()
     }
 
     fn predict(spec: &VolumeSpec, _: std::net::Ipv6Addr) -> serde_json::Value {

@@ -19,13 +19,13 @@ end
 
 -- Ends a job that has not begun, whose lane the caller knew; tells the runner of one that runs.
 -- Reply: its state after that.
-local function withdraw_from(s, j, lane, record, state, outcome)
+local function withdraw_from(s, j, lane, record, state, outcome, only_unbegun)
   local kind, value = state_of(record), nil
   if kind == 'q' then
     local name, entry = string.match(record, '^q (%S+) (%S+)$')
     local p = redis.call('XPENDING', lane, GROUP, entry, entry, 1)
     if #p > 0 then
-      if state == 'cancelled' and redis.call('HSETNX', j.more, 'c', 1) == 1 then
+      if state == 'cancelled' and not only_unbegun and redis.call('HSETNX', j.more, 'c', 1) == 1 then
         if redis.call('TTL', j.more) == -1 then redis.call('EXPIRE', j.more, LONG_TTL) end
         tell(s, 'k', 'cancel', 'w', p[1][2], 'l', name, 's', entry)
       end
@@ -48,7 +48,7 @@ local function withdraw_from(s, j, lane, record, state, outcome)
 end
 
 -- KEYS: shared, job, lane.  ARGV: job, name of the lane where the caller saw it ('' in none), state
---       (cancelled, expired), outcome
+--       (cancelled, expired; unbegun: cancelled, unless it runs), outcome
 local function withdraw(KEYS, ARGV)
   local s = shared(KEYS)
   local j = job_at(KEYS, SHARED + 1, ARGV, 1)
@@ -57,7 +57,9 @@ local function withdraw(KEYS, ARGV)
   if ended(record) then return state_of(record) end
   local name = string.match(record, '^q (%S+) ')
   if name and name ~= ARGV[JOB_ARGS+1] then return 'moved' end
-  local state = withdraw_from(s, j, KEYS[SHARED+JOB_KEYS+1], record, ARGV[JOB_ARGS+2], ARGV[JOB_ARGS+3])
+  local word, only_unbegun = ARGV[JOB_ARGS+2], ARGV[JOB_ARGS+2] == 'unbegun'
+  local state = withdraw_from(s, j, KEYS[SHARED+JOB_KEYS+1], record, only_unbegun and 'cancelled' or word,
+    ARGV[JOB_ARGS+3], only_unbegun)
   settle(s)
   return state
 end

@@ -1,5 +1,8 @@
 -- Tasks: one deployment on this node. A hash: v version, ph phase, job, nd how many it declares,
--- cpu, mem, disk reserved, at, doc the document (none once deleted), nonce of what was accepted last.
+-- cpu, mem, disk reserved, at, doc the document (none once deleted; what stands beside it counts
+-- instead of what it says of the same), nonce of what was accepted last.
+-- Its journal is another hash: N what its script did as its N-th effect, N= how that ended. What the
+-- version under way declares is read from there.
 -- The sums of what is reserved, and the totals, are one hash: cpu, mem, disk, t-cpu, t-mem, t-disk.
 
 local DIMENSIONS = { 'cpu', 'mem', 'disk' }
@@ -29,16 +32,29 @@ local function shortfall(k, t)
   return short and free or nil
 end
 
-local function put_task(k, t)
+-- Reserves what the task is to have from now on.
+local function reserve(k, t)
   local old = redis.call('HMGET', k.task, 'cpu', 'mem', 'disk')
-  local gone = t.ph == 'deleted'
   for i, d in ipairs(DIMENSIONS) do
-    if gone then t[d] = 0 end
     local change = t[d] - tonumber(old[i] or 0)
     if change ~= 0 then redis.call('HINCRBY', k.capacity, d, int(change)) end
   end
-  redis.call('HSET', k.task, 'v', t.v, 'ph', t.ph, 'job', t.job, 'nd', t.nd, 'cpu', int(t.cpu),
-    'mem', int(t.mem), 'disk', int(t.disk), 'at', t.at)
+  redis.call('HSET', k.task, 'ph', t.ph, 'cpu', int(t.cpu), 'mem', int(t.mem), 'disk', int(t.disk), 'at', t.at)
+end
+
+local function put_task(k, t)
+  local gone = t.ph == 'deleted'
+  if gone then
+    for _, d in ipairs(DIMENSIONS) do t[d] = 0 end
+  end
+  reserve(k, t)
+  redis.call('HSET', k.task, 'v', t.v, 'job', t.job)
+  -- Declarations come through the journal; all at once they go. The journal of a failed version is
+  -- kept until the next one comes.
+  if t.nd == '0' then
+    redis.call('HSET', k.task, 'nd', 0)
+    if t.ph ~= 'failed' then redis.call('DEL', k.journal) end
+  end
   if gone then
     redis.call('HDEL', k.task, 'doc')
     redis.call('DEL', k.statuses)
@@ -58,10 +74,11 @@ local function is_current(k, t)
 end
 
 local function task_keys(KEYS, at)
-  return { task = KEYS[at], tasks = KEYS[at+1], capacity = KEYS[at+2], statuses = KEYS[at+3] }
+  return { task = KEYS[at], tasks = KEYS[at+1], capacity = KEYS[at+2], statuses = KEYS[at+3], journal = KEYS[at+4] }
 end
+local TASK_KEYS = 5
 
--- KEYS: shared, job, lane, events, then with a task: task, tasks, capacity, statuses
+-- KEYS: shared, job, lane, events, then with a task: task, tasks, capacity, statuses, journal
 -- ARGV: job, entry, owner, state, outcome, task, events
 local function finish(KEYS, ARGV)
   local s = shared(KEYS)
@@ -85,7 +102,7 @@ local function finish(KEYS, ARGV)
   return { 'ok' }
 end
 
--- KEYS: more, lane, events, task, tasks, capacity, statuses
+-- KEYS: more, lane, events, task, tasks, capacity, statuses, journal
 -- ARGV: entry, owner, number of the write, task, events
 local function update(KEYS, ARGV)
   local t, at = read_task(ARGV, 4)
@@ -98,6 +115,33 @@ local function update(KEYS, ARGV)
   put_task(k, t)
   append_events(KEYS[3], ARGV, at)
   note_write(KEYS[1], ARGV[1], ARGV[3])
+  return { 'ok' }
+end
+
+-- What a script did, and the jobs for it. KEYS: shared, more, lane, events, task, tasks, capacity,
+--       statuses, journal, then queues, lanes, jobs
+-- ARGV: entry, owner, number of the write, version, job, phase, amounts (3), time, how many more are
+--       declared, twice the fields, (field, value)…, events, queues, lanes, jobs
+local function journal(KEYS, ARGV)
+  local s, base = shared(KEYS), SHARED
+  local more, lane, events = KEYS[base+1], KEYS[base+2], KEYS[base+3]
+  if not holds(lane, ARGV[1], ARGV[2]) then return { 'fenced' } end
+  if repeated(more, ARGV[1], ARGV[3]) then return { 'ok' } end
+  local k = task_keys(KEYS, base + 4)
+  local t = { v = ARGV[4], job = ARGV[5], ph = ARGV[6], cpu = tonumber(ARGV[7]), mem = tonumber(ARGV[8]),
+    disk = tonumber(ARGV[9]), at = ARGV[10] }
+  if not is_current(k, t) then return { 'fenced' } end
+  local short = shortfall(k, t)
+  if short then return short end
+  reserve(k, t)
+  redis.call('HINCRBY', k.task, 'nd', ARGV[11])
+  local fields = tonumber(ARGV[12])
+  if fields > 0 then redis.call('HSET', k.journal, unpack(ARGV, 13, 12 + fields)) end
+  local at = 13 + fields
+  append_events(events, ARGV, at)
+  submit_jobs(s, KEYS, base + 4 + TASK_KEYS, ARGV, at + 1 + tonumber(ARGV[at]), false)
+  note_write(more, ARGV[1], ARGV[3])
+  settle(s)
   return { 'ok' }
 end
 
@@ -157,18 +201,18 @@ local function supersede(s, j, lane, lane_name, outcome)
   return withdraw_from(s, j, lane, record, 'cancelled', outcome)
 end
 
--- KEYS: shared, task, tasks, capacity, statuses, nonce, events, job that works on it, its lane, then
---       queues, lanes, jobs
+-- KEYS: shared, task, tasks, capacity, statuses, journal, nonce, events, job that works on it, its
+--       lane, then queues, lanes, jobs
 -- ARGV: digest, nonce, its expiry (s), totals (3), version and phase that the caller saw (or '' ''),
 --       whether its declarations must be those that it saw, outcome of the cancelled,
 --       job that works on it, name of its lane, task, events, queues, lanes, jobs
 local function accept(KEYS, ARGV)
   local s = shared(KEYS)
-  local base = SHARED
-  local k = task_keys(KEYS, base + 1)
-  local nonce, events = KEYS[base+5], KEYS[base+6]
-  local worker = job_at(KEYS, base + 7, ARGV, 11)
-  local lane, lane_name = KEYS[base+7+JOB_KEYS], ARGV[11+JOB_ARGS]
+  local k = task_keys(KEYS, SHARED + 1)
+  local base = SHARED + 1 + TASK_KEYS
+  local nonce, events = KEYS[base], KEYS[base+1]
+  local worker = job_at(KEYS, base + 2, ARGV, 11)
+  local lane, lane_name = KEYS[base+2+JOB_KEYS], ARGV[11+JOB_ARGS]
   local t, at = read_task(ARGV, 12 + JOB_ARGS)
   local r = redis.call('HMGET', k.task, 'v', 'ph', 'job', 'nonce', 'nd')
   local old = { v = r[1], ph = r[2], job = r[3], nonce = r[4], nd = r[5] }
@@ -196,11 +240,12 @@ local function accept(KEYS, ARGV)
     if state ~= 'unknown' then superseded = worker.id end
   end
   redis.call('SET', nonce, ARGV[1], 'EXAT', ARGV[3])
+  if not deleting then redis.call('DEL', k.journal) end
   put_task(k, t)
   redis.call('HSET', k.task, 'nonce', ARGV[2])
   append_events(events, ARGV, at)
   -- A job that ended is asked for anew: it was signed for anew.
-  submit_jobs(s, KEYS, base + 8 + JOB_KEYS, ARGV, at + 1 + tonumber(ARGV[at]), true)
+  submit_jobs(s, KEYS, base + 3 + JOB_KEYS, ARGV, at + 1 + tonumber(ARGV[at]), true)
   settle(s)
   return { 'accepted', superseded }
 end

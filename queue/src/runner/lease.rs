@@ -71,6 +71,11 @@ impl Lease {
         Self { job, attempt: hold.attempt, hold }
     }
 
+    /// What tells this attempt from every other of the node.
+    pub fn token(&self) -> &str {
+        &self.hold.place.entry
+    }
+
     /// Cancelled when the work should stop; [`Lease::cancel_reason`] says why.
     pub fn cancelled(&self) -> CancellationToken {
         self.hold.flag.token()
@@ -103,6 +108,21 @@ impl Lease {
         let call = with_events(with_task(call, Some(task))?, events)?;
         let reply: Vec<String> = self.hold.shared.queue.link.call(&call).await?;
         self.hold.judge(&reply, Some(task))
+    }
+
+    /// One more write of this lease, by a function that takes the shared keys.
+    pub(crate) async fn write_shared(
+        &self,
+        function: &'static str,
+        task: Option<&Task>,
+        with: impl FnOnce(Call) -> Result<Call, QueueError>,
+    ) -> Result<(), QueueError> {
+        let mut writes = self.hold.writes.lock().await;
+        *writes += 1;
+        let call = self.hold.write_with(Call::shared(function));
+        let call = with(call.args(self.hold.signature()).num(*writes))?;
+        let reply: Vec<String> = self.hold.shared.queue.link.call(&call).await?;
+        self.hold.judge(&reply, task)
     }
 
     /// Notes a resource's status, for as long as its task is there, and appends the events.
@@ -287,8 +307,12 @@ impl Hold {
 
     /// A call that writes something beside the job's record.
     fn write(&self, function: &'static str) -> Call {
+        self.write_with(Call::new(function))
+    }
+
+    fn write_with(&self, call: Call) -> Call {
         self.more.store(true, Ordering::Release);
-        Call::new(function).key(keys::more(self.id())).key(keys::lane(&self.place.lane))
+        call.key(keys::more(self.id())).key(keys::lane(&self.place.lane))
     }
 
     /// What shows that we hold it.

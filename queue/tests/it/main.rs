@@ -9,6 +9,7 @@ mod connect;
 mod events;
 mod histories;
 mod jobs;
+mod journal;
 mod leases;
 mod model;
 mod reservations;

@@ -1,15 +1,15 @@
-use rhizome_model::{
-    Capacity, DeploymentId, DesiredResource, Event, Job, JobState, Outcome, Phase, Task, Version,
-    WorkloadKind,
+use rhizome_model::{Capacity, DeploymentId, Event, Job, JobState, Outcome, Phase, Task, Version};
+use rhizome_queue::{
+    Accept, Acceptance, CancelReason, Entries, Queue, QueueError, Runner, RunnerOptions,
 };
-use rhizome_queue::{Accept, Acceptance, CancelReason, Queue, QueueError, Runner, RunnerOptions};
 use serde_json::json;
 
+use crate::journal::{declares, volume};
 use crate::support::{
     Server, capacity, deployment, event, job_of, message, new_id, options, soon, state, take, task,
 };
 
-const ACCEPTED: Acceptance = Acceptance::Accepted { superseded: None };
+pub const ACCEPTED: Acceptance = Acceptance::Accepted { superseded: None };
 
 struct Ask<'a> {
     task: &'a Task,
@@ -35,12 +35,12 @@ async fn ask(queue: &Queue, ask: Ask<'_>) -> Acceptance {
     queue.accept(request).await.unwrap()
 }
 
-async fn accept(queue: &Queue, task: &Task, base: Option<(u64, Phase)>) -> Acceptance {
+pub async fn accept(queue: &Queue, task: &Task, base: Option<(u64, Phase)>) -> Acceptance {
     let nonce = new_id().to_string();
     ask(queue, Ask { task, base, nonce: &nonce, digest: &nonce, total: capacity(8000, 8) }).await
 }
 
-async fn scripts(queue: &Queue, name: &str) -> Runner {
+pub async fn scripts(queue: &Queue, name: &str) -> Runner {
     scripts_with(queue, name, 4).await
 }
 
@@ -270,13 +270,10 @@ async fn a_delete_does_not_forget_what_was_declared_meanwhile() {
     task.phase = Phase::Running;
     script.update(&task, &[]).await.unwrap();
     let delete = deleting(&task);
-    task.declared.push(DesiredResource {
-        name: "data".parse().unwrap(),
-        kind: WorkloadKind::Volume,
-        spec: json!({ "size": 1 }),
-        line: 1,
-    });
-    script.update(&task, &[]).await.unwrap();
+    let begun =
+        Entries { steps: vec![(0, declares("data", 1))], declared: 1, ..Entries::default() };
+    script.journal(&task, &begun).await.unwrap();
+    task.declared.push(volume("data", 1));
     let base = Some((1, Phase::Running));
     let refused = Acceptance::Conflict { phase: Phase::Running };
     assert_eq!(accept(&queue, &delete, base).await, refused);

@@ -1,30 +1,32 @@
-//! The host of a real evaluation: what a script declares is journaled, made and waited for.
+//! The host of a real evaluation: what a script does is journaled, done and waited for.
 //!
-//! The task's list of declarations is the journal: a declaration is written there, fenced, before
-//! the job that makes it exists. An evaluation that repeats another one finds its declarations
-//! there, and their jobs under the same ids.
+//! ```text
+//!   effect ─▶ in the journal? ─yes▶ ended there: its result; else: waits for its job
+//!                  └──no──▶ to the writer, with its jobs ─▶ written ─▶ waits for its job
+//! ```
+//!
+//! What a resource refers to is made before it because its job is after theirs: the order is kept by
+//! the queue, and needs nobody who lives.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex as StdMutex;
 
 use async_trait::async_trait;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use rhizome_engine::{Host, HostError};
-use rhizome_model::api::OutputChunk;
 use rhizome_model::{
-    Action, Code, DeploymentDocument, DesiredResource, Failure, Name, NodeFacts, Phase, Task, What,
-    resource_address,
+    Action, Code, DeploymentDocument, DeploymentId, Desired, DesiredResource, Effect, Failure,
+    Journal, Name, NodeFacts, Outcome, resource_address,
 };
-use rhizome_queue::{Lease, QueueError};
-use rhizome_service::clock;
+use rhizome_queue::QueueError;
 use serde_json::Value;
-use tokio::sync::Mutex;
+use tokio::sync::oneshot;
 
+use super::causes::{Cause, together};
 use super::operations::{Operations, Undone};
-use super::{event, undeclared};
+use super::writer::{Entry, Inbox, put};
 
 /// The end of making one resource, for all who wait for it.
 type Made = Shared<BoxFuture<'static, Result<Value, Unmade>>>;
@@ -32,206 +34,238 @@ type Made = Shared<BoxFuture<'static, Result<Value, Unmade>>>;
 #[derive(Clone)]
 enum Unmade {
     Failed(Failure),
-    Lost,
+    /// The queue does not answer, or what it says cannot be read.
+    Lost(String),
 }
 
-pub(super) struct Evaluating<'a> {
-    lease: &'a Lease,
+pub(super) struct Evaluating {
+    deployment: DeploymentId,
     document: DeploymentDocument,
     facts: NodeFacts,
+    /// What the node has held until now.
+    before: Desired,
     operations: Operations,
-    journal: Mutex<Journal>,
+    /// Of earlier attempts.
+    journal: Journal,
+    inbox: Inbox,
     resources: StdMutex<BTreeMap<Name, Making>>,
-    /// Why it was aborted.
-    loss: StdMutex<Option<QueueError>>,
-    /// Ends the making that nobody waits for any more.
-    _running: tokio_util::sync::DropGuard,
-    running: tokio_util::sync::CancellationToken,
+    broken: StdMutex<Vec<DesiredResource>>,
 }
 
-struct Journal {
-    task: Task,
-    /// Declarations that this evaluation has repeated so far.
-    replayed: usize,
-}
-
+#[derive(Clone)]
 struct Making {
+    call: u64,
     resource: DesiredResource,
+    needs: Vec<Name>,
     made: Made,
+    /// Whether the script was told how it ended.
+    told: bool,
 }
 
-impl<'a> Evaluating<'a> {
+impl Evaluating {
     pub(super) fn new(
-        lease: &'a Lease,
-        task: Task,
         document: DeploymentDocument,
         facts: NodeFacts,
+        before: Desired,
         operations: Operations,
+        journal: Journal,
+        inbox: Inbox,
     ) -> Self {
-        let running = tokio_util::sync::CancellationToken::new();
+        let deployment = operations.deployment().clone();
         Self {
-            lease,
+            deployment,
             document,
             facts,
+            before,
             operations,
-            journal: Mutex::new(Journal { task, replayed: 0 }),
+            journal,
+            inbox,
             resources: StdMutex::default(),
-            loss: StdMutex::new(None),
-            _running: running.clone().drop_guard(),
-            running,
+            broken: StdMutex::default(),
         }
     }
 
-    pub(super) fn into_task(self) -> Task {
-        self.journal.into_inner().task
-    }
-
-    /// Why the evaluation was aborted; without another cause, because the lease was lost.
-    pub(super) fn loss(&self) -> QueueError {
-        locked(&self.loss).take().unwrap_or(QueueError::Fenced)
-    }
-
-    /// Writes the declaration, unless an earlier attempt did.
-    async fn record(&self, resource: &DesiredResource) -> Result<(), HostError> {
-        let mut journal = self.journal.lock().await;
-        let position = journal.replayed;
-        journal.replayed += 1;
-        if let Some(before) = journal.task.declared.get(position) {
-            return if before == resource {
-                Ok(())
-            } else {
-                Err(HostError::Failed(nondeterministic(before, resource)))
-            };
-        }
-        let mut task = journal.task.clone();
-        task.declared.push(resource.clone());
-        let mut events = Vec::new();
-        if task.phase != Phase::Running {
-            task.phase = Phase::Running;
-            events.push(event(
-                &task,
-                What::Phase { phase: Phase::Running, failure: None, outputs: None },
-            ));
-        }
-        events.push(event(
-            &task,
-            What::Declared {
-                resource: resource.name.clone(),
-                kind: resource.kind,
-                line: resource.line,
-            },
-        ));
-        // What the plan could not foresee is reserved here, or refused.
-        let demand = task.demand_during(&task.declared).map_err(HostError::Failed)?;
-        task.reserved = larger(task.reserved, demand);
-        task.updated_at = clock::now_ms();
-        self.lease.update(&task, &events).await.map_err(|e| self.host_error(e))?;
-        journal.task = task;
-        Ok(())
-    }
-
-    /// Starts making it, after what it refers to.
-    fn start(
-        &self,
-        resource: DesiredResource,
-        replaced: Option<DesiredResource>,
-    ) -> Result<(), HostError> {
+    /// Starts making it; what it needs was declared before.
+    fn start(&self, call: u64, resource: DesiredResource, replayed: bool) -> Result<(), HostError> {
         let needs = resource.kind.references(&resource.spec).map_err(HostError::Failed)?;
+        let needs: Vec<Name> = needs.into_iter().map(|need| need.name).collect();
         let mut resources = locked(&self.resources);
-        let mut before = Vec::new();
-        for need in needs {
-            let making = resources.get(&need.name).ok_or_else(|| {
-                let message = format!("{}: there is no {} '{}'", need.field, need.kind, need.name);
-                HostError::Failed(Failure::new(Code::ScriptInvalid, message))
-            })?;
-            before.push((need.name, making.made.clone()));
+        let mut after = Vec::new();
+        for need in &needs {
+            let making = resources.get(need).ok_or_else(|| absent(need))?;
+            after.push(self.operations.make_id(&making.resource));
         }
-        let operations = self.operations.clone();
-        let stop = self.running.clone();
-        let declared = resource.clone();
-        let work = async move {
-            for (name, made) in before {
-                made.await.map_err(|unmade| dependency(&name, &declared.name, unmade))?;
+        let jobs = self.operations.make_jobs(&resource, self.replaced_by(&resource), after);
+        let made = match self.journal.results.get(&call) {
+            Some(result) => {
+                let result = value_of(result.clone());
+                async move { result }.boxed()
             }
-            if let Some(old) = replaced {
-                operations.delete_all(&[old], "replace").await.map_err(Unmade::from)?;
+            None => {
+                let written = self.begin(call, replayed, jobs.clone(), || Effect::Declare {
+                    resource: resource.clone(),
+                })?;
+                self.ended(written, jobs)
             }
-            operations.make(&declared).await.map_err(Unmade::from)
         };
-        let task = tokio::spawn(async move {
-            tokio::select! {
-                result = work => result,
-                () = stop.cancelled() => Err(Unmade::Lost),
-            }
-        });
-        let made = task.map(|joined| joined.unwrap_or(Err(Unmade::Lost))).boxed().shared();
-        resources.insert(resource.name.clone(), Making { resource, made });
+        let made = made.shared();
+        let name = resource.name.clone();
+        resources.insert(name, Making { call, resource, needs, made, told: false });
         Ok(())
     }
 
-    fn made(&self, name: &Name) -> Result<(DesiredResource, Made), HostError> {
-        locked(&self.resources).get(name).map(|m| (m.resource.clone(), m.made.clone())).ok_or_else(
-            || {
-                HostError::Failed(Failure::new(
-                    Code::ScriptInvalid,
-                    format!("there is no '{name}'"),
-                ))
-            },
-        )
+    /// What is there under this name, if it is of another kind.
+    fn replaced_by(&self, resource: &DesiredResource) -> Option<&DesiredResource> {
+        self.before.get(&resource.name).filter(|old| old.kind != resource.kind)
     }
 
-    fn host_error(&self, error: QueueError) -> HostError {
-        match error {
-            QueueError::Shortfall(shortfall) => HostError::Failed(Failure::new(
-                Code::InsufficientCapacity,
-                format!("the node is too full: {shortfall}"),
-            )),
-            other => {
-                locked(&self.loss).get_or_insert(other);
-                HostError::Aborted
+    /// Has an effect written, unless an earlier attempt did.
+    fn begin(
+        &self,
+        call: u64,
+        replayed: bool,
+        jobs: Vec<rhizome_model::Job>,
+        effect: impl FnOnce() -> Effect,
+    ) -> Result<Option<oneshot::Receiver<Option<Failure>>>, HostError> {
+        if replayed {
+            return Ok(None);
+        }
+        let (written, answer) = oneshot::channel();
+        put(&self.inbox, Entry::Begin { call, effect: effect(), jobs, written })?;
+        Ok(Some(answer))
+    }
+
+    /// How the last of these jobs ends, once they are written.
+    fn ended(
+        &self,
+        written: Option<oneshot::Receiver<Option<Failure>>>,
+        jobs: Vec<rhizome_model::Job>,
+    ) -> BoxFuture<'static, Result<Value, Unmade>> {
+        let operations = self.operations.clone();
+        async move {
+            if let Some(written) = written {
+                match written.await {
+                    Ok(None) => {}
+                    Ok(Some(refusal)) => return Err(Unmade::Failed(refusal)),
+                    Err(_) => return Err(Unmade::Lost("the journal is not written".into())),
+                }
+            }
+            operations.outcome_of(&jobs).await.map_err(Unmade::from)
+        }
+        .boxed()
+    }
+
+    fn making(&self, name: &Name) -> Result<Making, HostError> {
+        locked(&self.resources).get(name).cloned().ok_or_else(|| absent(name))
+    }
+
+    /// Waits for a resource. What failed because of another says so.
+    async fn wait(&self, making: &Making) -> Result<Value, Unmade> {
+        let Err(Unmade::Failed(failure)) = making.made.clone().await else {
+            return making.made.clone().await;
+        };
+        for need in &making.needs {
+            let Ok(needed) = self.making(need) else { continue };
+            if let Err(Unmade::Failed(cause)) = Box::pin(self.wait(&needed)).await {
+                let name = &making.resource.name;
+                let message = format!("'{name}' needs '{need}', which failed: {cause}");
+                let failure = Failure::new(Code::DependencyFailed, message).about(name.clone());
+                return Err(Unmade::Failed(failure));
             }
         }
+        Err(Unmade::Failed(failure))
     }
 
-    async fn say(&self, what: What) -> Result<(), HostError> {
-        let journal = self.journal.lock().await;
-        let events = [event(&journal.task, what)];
-        self.lease.update(&journal.task, &events).await.map_err(|e| self.host_error(e))
+    /// Notes what the script is told, and tells it.
+    fn tell(&self, call: u64, result: Result<Value, Unmade>) -> Result<Value, HostError> {
+        let outcome = match &result {
+            Ok(value) => Outcome::Succeeded(value.clone()),
+            Err(Unmade::Failed(failure)) => Outcome::Failed(failure.clone()),
+            Err(Unmade::Lost(_)) => return Err(HostError::Aborted),
+        };
+        if !self.journal.results.contains_key(&call) {
+            put(&self.inbox, Entry::End { call, outcome })?;
+        }
+        result.map_err(HostError::from)
+    }
+
+    /// Waits for everything that is being made; what failed comes back. Once something failed that
+    /// the script does not know of, or `stop` says so, nothing more begins.
+    pub(super) async fn wait_for_all(&self, mut stop: bool) -> Result<Vec<Cause>, QueueError> {
+        let all: Vec<Making> = locked(&self.resources).values().cloned().collect();
+        if stop {
+            self.stop_unbegun(&all).await?;
+        }
+        let wait = |making| async move { (making, self.wait(making).await) };
+        let mut waiting: FuturesUnordered<_> = all.iter().map(wait).collect();
+        let mut causes = Vec::new();
+        while let Some((making, result)) = waiting.next().await {
+            let failure = match result {
+                Ok(_) => continue,
+                Err(Unmade::Lost(why)) => return Err(QueueError::Refused(why)),
+                Err(Unmade::Failed(failure)) => failure,
+            };
+            let (resource, caught) = (making.resource.clone(), making.told);
+            causes.push(Cause { resource, failure, caught });
+            if !caught && !std::mem::replace(&mut stop, true) {
+                self.stop_unbegun(&all).await?;
+            }
+        }
+        Ok(causes)
+    }
+
+    /// What the script declared and could not be made, though it went on: not part of the version.
+    pub(super) fn into_broken(self) -> Vec<DesiredResource> {
+        self.broken.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    async fn stop_unbegun(&self, all: &[Making]) -> Result<(), QueueError> {
+        for making in all {
+            self.operations.stop_unbegun(&making.resource).await?;
+        }
+        Ok(())
     }
 }
 
 #[async_trait]
-impl Host for Evaluating<'_> {
-    async fn declare(&self, _call: u64, resource: DesiredResource) -> Result<Value, HostError> {
-        self.record(&resource).await?;
-        let replaced = {
-            let journal = self.journal.lock().await;
-            undeclared(&journal.task.desired.resources, std::slice::from_ref(&resource))
-                .into_iter()
-                .find(|old| old.name == resource.name)
-        };
-        let id = self.lease.job.deployment.as_ref().map(|d| d.resource(resource.name.clone()));
-        let address = id.map(|id| resource_address(self.facts.address, &id));
-        let predicted = match address {
-            Some(address) => {
-                resource.kind.predict(&resource.spec, address).map_err(HostError::Failed)?
-            }
-            None => Value::Null,
-        };
-        self.start(resource, replaced)?;
+impl Host for Evaluating {
+    async fn declare(&self, call: u64, resource: DesiredResource) -> Result<Value, HostError> {
+        let effect = Effect::Declare { resource: resource.clone() };
+        let replayed = self.journal.replay(call, &effect).map_err(HostError::Fatal)?.is_some();
+        let id = self.deployment.resource(resource.name.clone());
+        let address = resource_address(self.facts.address, &id);
+        let predicted =
+            resource.kind.predict(&resource.spec, address).map_err(HostError::Failed)?;
+        self.start(call, resource, replayed)?;
         Ok(predicted)
     }
 
     async fn read(&self, name: &Name) -> Result<Value, HostError> {
-        let (_, made) = self.made(name)?;
-        made.await.map_err(HostError::from)
+        let making = self.making(name)?;
+        let result = self.wait(&making).await;
+        if let Some(making) = locked(&self.resources).get_mut(name) {
+            making.told = true;
+        }
+        self.tell(making.call, result)
     }
 
     async fn act(&self, call: u64, name: &Name, action: Action) -> Result<Value, HostError> {
-        let (resource, made) = self.made(name)?;
-        made.await.map_err(HostError::from)?;
-        let result = self.operations.act(call, &resource, action).await;
-        result.map_err(|undone| Unmade::from(undone).into())
+        let making = self.making(name)?;
+        if let Err(unmade) = self.wait(&making).await {
+            if let Some(making) = locked(&self.resources).get_mut(name) {
+                making.told = true;
+            }
+            return self.tell(making.call, Err(unmade));
+        }
+        let effect = Effect::Act { resource: name.clone(), action: action.clone() };
+        let replayed = self.journal.replay(call, &effect).map_err(HostError::Fatal)?.is_some();
+        if let Some(result) = self.journal.results.get(&call) {
+            return value_of(result.clone()).map_err(HostError::from);
+        }
+        let jobs = vec![self.operations.act_job(call, &making.resource, action)];
+        let written = self.begin(call, replayed, jobs.clone(), || effect)?;
+        let result = self.ended(written, jobs).await;
+        self.tell(call, result)
     }
 
     async fn secret(&self, name: &str) -> Result<String, HostError> {
@@ -247,36 +281,22 @@ impl Host for Evaluating<'_> {
         Ok(crate::sealed::token(&context, sealed))
     }
 
-    async fn log(&self, message: String) -> Result<(), HostError> {
-        let line = OutputChunk::Stdout { data: STANDARD.encode(format!("{message}\n")) };
-        self.say(What::Log { message }).await?;
-        // Who looks at the job sees it too.
-        self.lease.print(&line).await.map_err(|e| self.host_error(e))
+    async fn log(&self, call: u64, message: String) -> Result<(), HostError> {
+        let effect = Effect::Log { message };
+        let replayed = self.journal.replay(call, &effect).map_err(HostError::Fatal)?.is_some();
+        self.begin(call, replayed, Vec::new(), || effect).map(|_| ())
     }
 
-    async fn output(&self, key: String, value: Value) -> Result<(), HostError> {
+    async fn output(&self, _: String, _: Value) -> Result<(), HostError> {
         // Outputs travel together with the end: an evaluation that is repeated says them once.
-        let mut journal = self.journal.lock().await;
-        journal.task.outputs.insert(key, value);
         Ok(())
     }
 
     async fn finish(&self) -> Result<(), HostError> {
-        let all: Vec<_> = locked(&self.resources).values().map(|m| m.made.clone()).collect();
-        let mut failures = Vec::new();
-        for made in all {
-            match made.await {
-                Ok(_) => {}
-                Err(Unmade::Failed(failure)) => failures.push(failure),
-                Err(Unmade::Lost) => return Err(HostError::Aborted),
-            }
-        }
-        // What failed because of another is a consequence, not a cause.
-        failures.sort_by_key(|f| f.code == Code::DependencyFailed);
-        let Some(first) = failures.first().cloned() else { return Ok(()) };
-        let rest: Vec<_> = failures[1..].iter().map(ToString::to_string).collect();
-        let failure = if rest.is_empty() { first } else { first.with_detail(rest.join("\n")) };
-        Err(HostError::Failed(failure))
+        let causes = self.wait_for_all(false).await.map_err(|_| HostError::Aborted)?;
+        let (caught, causes): (Vec<_>, Vec<_>) = causes.into_iter().partition(|c| c.caught);
+        *locked(&self.broken) = caught.into_iter().map(|cause| cause.resource).collect();
+        together(None, causes).map_or(Ok(()), |failure| Err(HostError::Fatal(failure)))
     }
 }
 
@@ -284,7 +304,7 @@ impl From<Undone> for Unmade {
     fn from(undone: Undone) -> Self {
         match undone {
             Undone::Failed(failure) => Self::Failed(failure),
-            Undone::Lost(_) => Self::Lost,
+            Undone::Lost(error) => Self::Lost(error.to_string()),
         }
     }
 }
@@ -293,31 +313,17 @@ impl From<Unmade> for HostError {
     fn from(unmade: Unmade) -> Self {
         match unmade {
             Unmade::Failed(failure) => Self::Failed(failure),
-            Unmade::Lost => Self::Aborted,
+            Unmade::Lost(_) => Self::Aborted,
         }
     }
 }
 
-fn dependency(needed: &Name, by: &Name, unmade: Unmade) -> Unmade {
-    match unmade {
-        Unmade::Failed(cause) => {
-            let message = format!("'{by}' needs '{needed}', which failed: {cause}");
-            Unmade::Failed(Failure::new(Code::DependencyFailed, message).about(by.clone()))
-        }
-        Unmade::Lost => Unmade::Lost,
-    }
+fn value_of(outcome: Outcome) -> Result<Value, Unmade> {
+    Operations::value_of(outcome).map_err(Unmade::from)
 }
 
-fn nondeterministic(before: &DesiredResource, now: &DesiredResource) -> Failure {
-    let message = format!(
-        "line {}: an earlier evaluation declared {} '{}' here (line {}), this one declares {} '{}' or another spec",
-        now.line, before.kind, before.name, before.line, now.kind, now.name
-    );
-    Failure::new(Code::NondeterministicScript, message)
-}
-
-fn larger(a: rhizome_model::Capacity, b: rhizome_model::Capacity) -> rhizome_model::Capacity {
-    a.saturating_add(b.saturating_sub(a))
+fn absent(name: &Name) -> HostError {
+    HostError::Failed(Failure::new(Code::ScriptInvalid, format!("there is no '{name}'")))
 }
 
 /// Nothing panics while one of these is held.

@@ -3,20 +3,24 @@
 //! ```text
 //!  Script    evaluate ─▶ every declared resource made ─▶ delete what is no longer declared ─▶ ready
 //!               └─ failed ─▶ go back to what was desired (or keep) ─▶ failed
-//!  Settle    ensure everything desired, in order
+//!  Settle    look after everything desired, in order
 //!  Teardown  stop what is under way ─▶ delete everything held, last declared first ─▶ deleted
 //! ```
 //!
 //! Invariants: a resource is in the task before anything makes it, and leaves the task after it is
 //! gone; every write of the task is fenced by the lease; every operation may be repeated.
 
+mod causes;
 mod evaluation;
 mod operations;
+mod writer;
+
+use std::collections::HashSet;
 
 use rhizome_engine::{Context, Peer, Script, Stop};
 use rhizome_model::{
     Backoff, Capacity, Code, DeploymentDocument, Desired, DesiredResource, Document, Envelope,
-    Event, Failure, Move, OnFailure, Outcome, Phase, Task, What, Work,
+    Event, Failure, Move, NodeFacts, OnFailure, Outcome, Phase, Task, What, Work,
 };
 use rhizome_queue::{Lease, QueueError, Retried};
 use rhizome_service::{clock, random};
@@ -24,8 +28,10 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::Runner;
+use causes::together;
 use evaluation::Evaluating;
 use operations::{Operations, Undone};
+use writer::Writer;
 
 /// Between attempts to undo or to delete what would not go.
 const STUCK: Backoff =
@@ -82,6 +88,24 @@ impl Runner {
         }
     }
 
+    /// What a version changed cannot be undone now: that is what its task is known for, until it can.
+    async fn rollback_stuck(&self, lease: &Lease, cause: &Failure) -> Result<(), QueueError> {
+        let Some(deployment) = &lease.job.deployment else { return Ok(()) };
+        let Some(mut task) = self.queue.task(deployment).await? else { return Ok(()) };
+        let undoes = task.failure.is_some() && Some(task.version) == lease.job.version;
+        if !undoes {
+            return Ok(());
+        }
+        let phase = task.phase.step(Move::Stick).unwrap_or(task.phase);
+        let what = What::Phase { phase, failure: Some(cause.clone()), outputs: None };
+        let events =
+            if task.stuck.as_ref() == Some(cause) { vec![] } else { vec![event(&task, what)] };
+        task.phase = phase;
+        task.stuck = Some(cause.clone());
+        task.updated_at = clock::now_ms();
+        lease.update(&task, &events).await
+    }
+
     async fn evaluate(
         &self,
         lease: &Lease,
@@ -93,55 +117,92 @@ impl Runner {
             Err(failure) => return self.failed(lease, task, OnFailure::Rollback, failure).await,
         };
         let policy = document.policy.on_failure;
-        let script = Script {
-            file: format!("{}.rhai", document.name),
-            source: document.script.clone(),
-            context: Context {
-                params: document.params.clone(),
-                node: self.facts.clone(),
-                deployment: task.deployment.clone(),
-                version: task.version,
-                peers: task
-                    .peers
-                    .iter()
-                    .map(|(node, address)| Peer { node: *node, address: *address })
-                    .collect(),
-            },
-            limits: self.limits,
-        };
         let Some(sandboxes) = &self.sandboxes else {
             let failure = Failure::new(Code::Internal, "this runner evaluates no scripts");
             return self.failed(lease, task, policy, failure).await;
         };
-        let operations = Operations::new(self.queue.clone(), lease);
-        let host = Evaluating::new(lease, task, document, self.facts.clone(), operations);
-        let result = sandboxes.evaluate(&script, &host, stop.clone()).await;
-        let stop = match result {
-            Ok(evaluation) => {
-                let mut task = host.into_task();
-                task.outputs = evaluation.outputs;
-                return self.succeeded(lease, task).await;
-            }
-            Err(stop) => stop,
+        let journal = self.queue.journal(&task.deployment).await?;
+        let facts = journal.facts.clone().unwrap_or_else(|| self.facts.clone());
+        let script = self.script_of(&task, &document, &facts);
+        let new_facts = journal.facts.is_none().then(|| facts.clone());
+        let (mut writer, inbox) = match Writer::new(lease, task.clone(), new_facts) {
+            Ok(both) => both,
+            Err(failure) => return self.failed(lease, task, policy, failure).await,
         };
-        let failure = match stop {
-            Stop::Failed(failure) => failure,
-            Stop::Unknown => {
+        let operations = Operations::new(self.queue.clone(), lease);
+        let host = Evaluating::new(document, facts, task.desired, operations, journal, inbox);
+        let over = async move {
+            let result = sandboxes.evaluate(&script, &host, stop.clone()).await;
+            let causes = match &result {
+                Err(Stop::Failed(_)) => host.wait_for_all(true).await?,
+                _ => Vec::new(),
+            };
+            // With the host goes the inbox: the writer ends when it has written what is left.
+            Ok::<_, QueueError>((result, causes, host.into_broken()))
+        };
+        let (result, causes, broken) = {
+            let mut writing = std::pin::pin!(writer.run());
+            let over = tokio::select! {
+                over = over => over?,
+                lost = &mut writing => {
+                    return Err(Halt::Lost(lost.err().unwrap_or(QueueError::Fenced)));
+                }
+            };
+            writing.await?;
+            over
+        };
+        let mut task = writer.into_task();
+        let failure = match result {
+            Ok(evaluation) => {
+                task.outputs = evaluation.outputs;
+                return self.succeeded(lease, task, &broken).await;
+            }
+            Err(Stop::Failed(failure)) => failure,
+            Err(Stop::Unknown) => {
                 Failure::new(Code::Internal, "a value stayed unknown in a real evaluation")
             }
-            Stop::Aborted => return Err(Halt::Lost(host.loss())),
+            Err(Stop::Aborted) => return Err(Halt::Lost(QueueError::Fenced)),
         };
-        let task = host.into_task();
+        let failure = together(Some(failure.clone()), causes).unwrap_or(failure);
         self.failed(lease, task, policy, failure).await
     }
 
+    fn script_of(&self, task: &Task, document: &DeploymentDocument, facts: &NodeFacts) -> Script {
+        let peers = task.peers.iter();
+        let peers = peers.map(|(node, address)| Peer { node: *node, address: *address });
+        Script {
+            file: format!("{}.rhai", document.name),
+            source: document.script.clone(),
+            context: Context {
+                params: document.params.clone(),
+                node: facts.clone(),
+                deployment: task.deployment.clone(),
+                version: task.version,
+                peers: peers.collect(),
+            },
+            limits: self.limits,
+        }
+    }
+
     /// Deletes what the version no longer declares, and makes its declarations the desired state.
-    async fn succeeded(&self, lease: &Lease, mut task: Task) -> Result<(), Halt> {
+    /// What could not be made though the script went on stays as it was before.
+    async fn succeeded(
+        &self,
+        lease: &Lease,
+        mut task: Task,
+        broken: &[DesiredResource],
+    ) -> Result<(), Halt> {
         let operations = Operations::new(self.queue.clone(), lease);
-        let gone: Vec<_> = undeclared(&task.desired.resources, &task.declared);
+        let mut gone = undeclared(&task.desired.resources, &task.declared);
+        gone.extend(undeclared(broken, &task.desired.resources));
         operations.delete_all(&gone, "drop").await.map_err(stuck)?;
-        task.desired =
-            Desired { version: Some(task.version), resources: std::mem::take(&mut task.declared) };
+        let mut resources = undeclared(&task.declared, broken);
+        let old = undeclared(&task.desired.resources, &resources);
+        let restored = undeclared(&old, &gone);
+        operations.ensure_all(&restored, "restore").await.map_err(stuck)?;
+        resources.extend(restored);
+        task.declared.clear();
+        task.desired = Desired { version: Some(task.version), resources };
         task.phase = Phase::Ready;
         task.reserved = total(&task.desired.resources).map_err(Halt::Stuck)?;
         task.updated_at = clock::now_ms();
@@ -199,6 +260,7 @@ impl Runner {
         failure: Failure,
     ) -> Result<(), Halt> {
         task.phase = Phase::Failed;
+        task.stuck = None;
         task.failure = Some(failure.clone());
         task.reserved = total(&task.desired.resources).map_err(Halt::Stuck)?;
         task.updated_at = clock::now_ms();
@@ -209,9 +271,8 @@ impl Runner {
     }
 
     async fn settle(&self, lease: &Lease, task: &Task) -> Result<(), Halt> {
-        let operations = Operations::new(self.queue.clone(), lease);
-        operations.ensure_all(&task.desired.resources, "settle").await.map_err(stuck)?;
-        Ok(lease.finish(&Outcome::Succeeded(json!(null))).await?)
+        let failures = self.keep_all(lease, task).await?;
+        Ok(lease.finish(&Outcome::Succeeded(json!({ "failures": failures }))).await?)
     }
 
     async fn teardown(&self, lease: &Lease, mut task: Task) -> Result<(), Halt> {
@@ -233,6 +294,9 @@ impl Runner {
 
     /// Tries again later, and says so.
     async fn stuck(&self, lease: &Lease, failure: Failure) -> Result<(), QueueError> {
+        if matches!(lease.job.work, Work::Script) {
+            self.rollback_stuck(lease, &failure).await?;
+        }
         let delay = random::jittered(STUCK, lease.attempt);
         tracing::warn!(job = %lease.job.id, attempt = lease.attempt, error = %failure, "stuck; tries again");
         let mut events = Vec::new();
@@ -264,8 +328,8 @@ fn stuck(undone: Undone) -> Halt {
 
 /// Those of `these` that `others` do not name with the same kind.
 fn undeclared(these: &[DesiredResource], others: &[DesiredResource]) -> Vec<DesiredResource> {
-    let same = |a: &DesiredResource, b: &DesiredResource| a.name == b.name && a.kind == b.kind;
-    these.iter().filter(|r| !others.iter().any(|o| same(o, r))).cloned().collect()
+    let others: HashSet<_> = others.iter().map(|o| (&o.name, o.kind)).collect();
+    these.iter().filter(|r| !others.contains(&(&r.name, r.kind))).cloned().collect()
 }
 
 fn total(resources: &[DesiredResource]) -> Result<Capacity, Failure> {
@@ -292,6 +356,8 @@ fn read_document(task: &Task) -> Result<DeploymentDocument, Failure> {
     match Document::from_payload(&envelope.payload_type, &envelope.payload) {
         Some(Ok(Document::Deployment(document))) => Ok(*document),
         Some(Err(e)) => Err(unreadable(e)),
-        Some(Ok(Document::Delete(_))) | None => Err(unreadable("it holds no deployment".into())),
+        Some(Ok(Document::Delete(_) | Document::Operation(_))) | None => {
+            Err(unreadable("it holds no deployment".into()))
+        }
     }
 }

@@ -47,21 +47,68 @@ impl Operations {
         Self { queue, parent, deployment, version, priority, trace, round }
     }
 
-    /// Makes a declared resource; the same on every attempt.
-    pub(super) async fn make(&self, resource: &DesiredResource) -> Result<Value, Undone> {
-        self.run(self.ensure_job(resource, make_id(&self.deployment, self.version, resource))).await
+    pub(super) fn deployment(&self) -> &DeploymentId {
+        &self.deployment
     }
 
-    /// Does something with a resource, once per call of the script.
-    pub(super) async fn act(
+    /// The job that makes a declared resource; the same on every attempt.
+    pub(super) fn make_id(&self, resource: &DesiredResource) -> JobId {
+        make_id(&self.deployment, self.version, resource)
+    }
+
+    /// What makes a declared resource, the last of them by itself: in the place of another, if there
+    /// is one, and after others.
+    pub(super) fn make_jobs(
         &self,
-        call: u64,
         resource: &DesiredResource,
-        action: Action,
-    ) -> Result<Value, Undone> {
+        replaced: Option<&DesiredResource>,
+        mut after: Vec<JobId>,
+    ) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        if let Some(old) = replaced {
+            let id =
+                JobId::derived(&self.deployment, self.version, &format!("replace {}", old.name));
+            let work =
+                Work::Delete { kind: old.kind, id: self.deployment.resource(old.name.clone()) };
+            jobs.push(self.job(id, old, work));
+            after.push(id);
+        }
+        jobs.push(Job { after, ..self.ensure_job(resource, self.make_id(resource)) });
+        jobs
+    }
+
+    /// The job that does something with a resource, once per call of the script.
+    pub(super) fn act_job(&self, call: u64, resource: &DesiredResource, action: Action) -> Job {
         let id = self.deployment.resource(resource.name.clone());
         let job_id = JobId::derived(&self.deployment, self.version, &format!("act {call}"));
-        self.run(self.job(job_id, resource, Work::Act { kind: resource.kind, id, action })).await
+        self.job(job_id, resource, Work::Act { kind: resource.kind, id, action })
+    }
+
+    /// How the last of these jobs ends. They were submitted; if that is so long ago that nobody
+    /// knows them any more, they are done again.
+    pub(super) async fn outcome_of(&self, jobs: &[Job]) -> Result<Value, Undone> {
+        let Some(last) = jobs.last() else { return Ok(Value::Null) };
+        let outcome = match self.queue.wait(last.id).await {
+            Err(QueueError::NoSuchJob(_)) => {
+                // What they were after has been done, and may be forgotten as well.
+                let anew = |job: &Job| Job { after: Vec::new(), ..job.clone() };
+                for job in jobs.iter().map(anew) {
+                    self.queue.submit(std::slice::from_ref(&job)).await?;
+                    self.queue.wait(job.id).await?;
+                }
+                self.queue.wait(last.id).await?
+            }
+            outcome => outcome?,
+        };
+        Self::value_of(outcome)
+    }
+
+    /// Ends the making of a resource unless it has begun.
+    pub(super) async fn stop_unbegun(&self, resource: &DesiredResource) -> Result<(), QueueError> {
+        match self.queue.cancel_unbegun(self.make_id(resource)).await {
+            Ok(_) | Err(QueueError::NoSuchJob(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Ensures all, each after what it refers to.
@@ -164,7 +211,11 @@ impl Operations {
     async fn run(&self, job: Job) -> Result<Value, Undone> {
         let id = job.id;
         self.queue.submit(&[job]).await?;
-        match self.queue.wait(id).await? {
+        Self::value_of(self.queue.wait(id).await?)
+    }
+
+    pub(super) fn value_of(outcome: Outcome) -> Result<Value, Undone> {
+        match outcome {
             Outcome::Succeeded(value) => Ok(value),
             Outcome::Failed(failure) => Err(Undone::Failed(failure)),
             Outcome::Cancelled => {

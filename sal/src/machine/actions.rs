@@ -13,7 +13,7 @@ use super::life::{Life, Stop};
 use super::place::Place;
 use super::{Driver, Runtime, log, unique};
 use crate::error::{Result, SalError};
-use crate::workload::Sink;
+use crate::workload::{self, Sink};
 use crate::{files, net};
 
 /// Of what a machine printed, `wait` answers this much.
@@ -35,6 +35,7 @@ pub(super) fn act(
     driver: &Driver,
     id: &ResourceId,
     action: &Action,
+    by: &str,
     sink: Sink<'_>,
     cancel: &CancellationToken,
 ) -> Result<Value> {
@@ -46,12 +47,19 @@ pub(super) fn act(
         Action::Start => start(driver, id, &place, &spec),
         Action::Stop => stop(driver, id, &place),
         Action::Restart => {
-            stop(driver, id, &place)?;
+            if !place.is_restarted_by(by) {
+                stop(driver, id, &place)?;
+                place.note_restart(by)?;
+            }
             start(driver, id, &place, &spec)
         }
         Action::Exec { command } => exec(driver, id, &place, command, sink, cancel),
         Action::Wait => wait(id, &place, cancel),
         Action::Logs { tail, follow } => logs(&place, *tail, *follow, sink, cancel),
+        Action::Snapshot { .. }
+        | Action::Restore { .. }
+        | Action::DropSnapshot { .. }
+        | Action::Resize { .. } => Err(workload::no_such_action(id, action)),
     }
 }
 
@@ -61,15 +69,15 @@ fn start(driver: &Driver, id: &ResourceId, place: &Place, spec: &MachineSpec) ->
     if place.shim().is_none() {
         driver.check(id, spec)?;
         let runtime = Runtime::find(&driver.node)?;
-        let restarts = place.record().map_or(0, |r| r.restarts.saturating_add(1));
+        let past = place.record().map(|r| r.past_by_request()).unwrap_or_default();
         driver.halt(id, place, Stop::Interrupt)?;
         net::attach(&driver.node.config, &driver.node.mark, id)?;
-        driver.start(id, place, spec, &runtime, restarts)?;
+        driver.start(id, place, spec, &runtime, past)?;
     }
     status(driver, id, place)
 }
 
-fn stop(driver: &Driver, id: &ResourceId, place: &Place) -> Result<Value> {
+pub(super) fn stop(driver: &Driver, id: &ResourceId, place: &Place) -> Result<Value> {
     driver.halt(id, place, Stop::Request)?;
     // Without a shim nobody else says that it is to stay so: after a crash, or had it ended itself.
     if let Some(mut record) = place.record()

@@ -11,7 +11,10 @@
 //! ```
 //!
 //! Exited, Stopped, Interrupted and Failed are ends: the shim goes. `NotStarted` is final only for
-//! the first start of a shim; later it is an end like any other.
+//! the first start of a machine; later it is an end like any other.
+//!
+//! A shim that is killed leaves its record behind; the next one takes over from it what was past
+//! ([`Record::past`]): so a pause is waited out, and counted on, whoever dies.
 
 use std::time::Duration;
 
@@ -23,6 +26,8 @@ use serde::{Deserialize, Serialize};
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
 /// Who ran this long has recovered: the next end counts as the first.
 const RECOVERED_MS: u64 = 10 * 60 * 1000;
+/// Ends that are remembered until somebody has told of them.
+const ENDS: usize = 16;
 /// From SIGTERM to SIGKILL.
 pub(super) const GRACE_MS: u64 = 10_000;
 /// As shells do when a program cannot be started.
@@ -82,6 +87,36 @@ pub(super) struct Record {
     pub exit_code: Option<i32>,
     /// Unix milliseconds.
     pub started_at: Option<i64>,
+    /// Unix milliseconds when the shim's clock was at zero.
+    #[serde(default)]
+    pub epoch: i64,
+    /// What it came to by itself, the newest last.
+    #[serde(default)]
+    pub ends: Vec<End>,
+}
+
+/// An end that nobody asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct End {
+    /// From 1, over all shims of a machine.
+    pub number: u64,
+    /// Unix milliseconds.
+    pub at: i64,
+    pub reason: String,
+    /// Until it is started again; none when it rests.
+    pub pause_ms: Option<u64>,
+}
+
+/// What a shim takes over from the one before it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) struct Past {
+    pub restarts: u32,
+    pub failures: u32,
+    pub exit_code: Option<i32>,
+    pub started_at: Option<i64>,
+    pub ends: Vec<End>,
+    /// Unix milliseconds before which it does not start, and why.
+    pub pause: Option<(i64, String)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -140,9 +175,71 @@ impl Stop {
 }
 
 impl Record {
-    pub fn new(run: String, restarts: u32) -> Self {
-        let life = Life::Starting { stop: None };
-        Self { run, life, restarts, failures: 0, exit_code: None, started_at: None }
+    /// `epoch` is now, in Unix milliseconds.
+    pub fn new(run: String, past: Past, epoch: i64) -> Self {
+        let Past { restarts, failures, exit_code, started_at, ends, pause } = past;
+        let left = pause.and_then(|(until, reason)| {
+            let left = u64::try_from(until.saturating_sub(epoch)).ok().filter(|ms| *ms > 0)?;
+            // The clock may have been set back meanwhile.
+            Some((left.min(pause_ms(failures)), reason))
+        });
+        let life = match left {
+            Some((until, reason)) => Life::BackingOff { until, reason },
+            None => Life::Starting { stop: None },
+        };
+        Self { run, life, restarts, failures, exit_code, started_at, epoch, ends }
+    }
+
+    /// What the next shim takes over when this one is gone without an end. The first loss costs no
+    /// pause, nor does one of the whole node; who is lost again and again waits as who fails does.
+    pub fn past(&self, now: i64, booted_at: i64) -> Past {
+        let recovered =
+            self.started_at.is_some_and(|at| now.saturating_sub(at) >= RECOVERED_MS as i64);
+        let before = if recovered { 0 } else { self.failures };
+        let (failures, pause) = match &self.life {
+            Life::BackingOff { reason, .. } => {
+                (self.failures, self.next_start_at().map(|at| (at, reason.clone())))
+            }
+            Life::Interrupted => (before, None),
+            _ if self.is_before(booted_at) => (before, None),
+            Life::Starting { .. } | Life::Running { .. } | Life::Stopping { .. } => {
+                let pause = if before == 0 { 0 } else { pause_ms(before) };
+                let until = now.saturating_add(i64::try_from(pause).unwrap_or(i64::MAX));
+                (before.saturating_add(1), Some((until, "it was lost again".to_owned())))
+            }
+            Life::Exited { .. } | Life::Stopped | Life::Failed { .. } => (0, None),
+        };
+        let waits = pause.as_ref().is_some_and(|(until, _)| *until > now);
+        let restarts = if waits { self.restarts } else { self.restarts.saturating_add(1) };
+        let (exit_code, started_at, ends) = (self.exit_code, self.started_at, self.ends.clone());
+        Past { restarts, failures, exit_code, started_at, ends, pause }
+    }
+
+    /// What a start on request takes over: no pause, and no failures.
+    pub fn past_by_request(&self) -> Past {
+        let restarts = self.restarts.saturating_add(1);
+        Past { restarts, exit_code: self.exit_code, ends: self.ends.clone(), ..Past::default() }
+    }
+
+    /// Whether it is of a time before the node was booted.
+    pub fn is_before(&self, booted_at: i64) -> bool {
+        self.epoch < booted_at
+    }
+
+    /// Unix milliseconds.
+    pub fn next_start_at(&self) -> Option<i64> {
+        match self.life {
+            Life::BackingOff { until, .. } => Some(self.at(until)),
+            _ => None,
+        }
+    }
+
+    pub fn last_exit(&self) -> Option<&str> {
+        self.ends.last().map(|end| end.reason.as_str())
+    }
+
+    fn at(&self, clock: u64) -> i64 {
+        self.epoch.saturating_add(i64::try_from(clock).unwrap_or(i64::MAX))
     }
 
     /// The one place that says what leads where.
@@ -216,13 +313,33 @@ impl Record {
             Restart::OnFailure => exit_code == 0,
             Restart::Never => true,
         };
-        if rests {
-            return Life::Exited { reason };
+        let pause = if rests {
+            None
+        } else {
+            self.failures = self.failures.saturating_add(1);
+            Some(pause_ms(self.failures))
+        };
+        // Who ends well and may rest has done what it should.
+        if !(rests && exit_code == 0) {
+            self.note_end(now, &reason, pause);
         }
-        self.failures = self.failures.saturating_add(1);
-        let pause = u64::try_from(BACKOFF.bound(self.failures).as_millis()).unwrap_or(u64::MAX);
-        Life::BackingOff { until: now.saturating_add(pause), reason }
+        match pause {
+            Some(pause) => Life::BackingOff { until: now.saturating_add(pause), reason },
+            None => Life::Exited { reason },
+        }
     }
+
+    fn note_end(&mut self, now: u64, reason: &str, pause_ms: Option<u64>) {
+        let number = self.ends.last().map_or(0, |end| end.number) + 1;
+        if self.ends.len() == ENDS {
+            self.ends.remove(0);
+        }
+        self.ends.push(End { number, at: self.at(now), reason: reason.to_owned(), pause_ms });
+    }
+}
+
+fn pause_ms(failures: u32) -> u64 {
+    u64::try_from(BACKOFF.bound(failures).as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -231,8 +348,10 @@ mod tests {
 
     use super::*;
 
+    const EPOCH: i64 = 1_700_000_000_000;
+
     fn record() -> Record {
-        Record::new("r".into(), 0)
+        Record::new("r".into(), Past::default(), EPOCH)
     }
 
     fn run(record: &mut Record, policy: Restart, now: u64) {
@@ -294,6 +413,78 @@ mod tests {
         record.step(failed(), Restart::Always, 1000).unwrap();
         assert!(matches!(record.life, Life::BackingOff { .. }));
         assert_eq!(record.exit_code, Some(CANNOT_START));
+    }
+
+    /// A machine that has failed so often and is at the end's pause now.
+    fn failing(times: u32) -> Record {
+        let mut record = record();
+        for _ in 0..times {
+            run(&mut record, Restart::Always, 0);
+            record.step(end(1), Restart::Always, 0).unwrap();
+            if record.failures < times {
+                record.step(Event::Due, Restart::Always, 0).unwrap();
+            }
+        }
+        record
+    }
+
+    #[test]
+    fn a_pause_is_waited_out_whoever_dies_meanwhile() {
+        let record = failing(3);
+        let (now, later) = (EPOCH + 1_000, EPOCH + 60_000);
+        let mut next = Record::new("s".into(), record.past(now, 0), now);
+        assert_eq!(next.life.due(), Some(3_000), "4 s less the one that has passed");
+        assert_eq!((next.failures, next.restarts), (3, 2));
+        next.step(Event::Due, Restart::Always, 3_000).unwrap();
+        next.step(Event::Started { pid: 8 }, Restart::Always, 3_000).unwrap();
+        next.step(end(1), Restart::Always, 3_000).unwrap();
+        assert_eq!(next.life.due(), Some(3_000 + 8_000), "it goes on doubling");
+        let numbers: Vec<_> = next.ends.iter().map(|e| e.number).collect();
+        assert_eq!(numbers, [1, 2, 3, 4]);
+
+        let next = Record::new("s".into(), record.past(later, 0), later);
+        assert_eq!((next.life, next.restarts), (Life::Starting { stop: None }, 3));
+        let back = EPOCH - 1_000_000;
+        let next = Record::new("s".into(), record.past(back, 0), back);
+        assert_eq!(next.life.due(), Some(4_000), "a clock that was set back");
+    }
+
+    #[test]
+    fn a_loss_is_made_up_for_at_once_and_then_after_pauses() {
+        let mut record = record();
+        run(&mut record, Restart::Always, 0);
+        record.started_at = Some(EPOCH);
+        let past = record.past(EPOCH + 5, 0);
+        assert_eq!((past.failures, past.restarts), (1, 1));
+        let mut next = Record::new("s".into(), past, EPOCH + 5);
+        assert_eq!(next.life, Life::Starting { stop: None });
+
+        next.step(Event::Started { pid: 8 }, Restart::Always, 0).unwrap();
+        next.started_at = Some(EPOCH + 5);
+        let past = next.past(EPOCH + 10, 0);
+        assert_eq!(Record::new("t".into(), past, EPOCH + 10).life.due(), Some(1_000));
+        let recovered = next.past(EPOCH + 5 + RECOVERED_MS as i64, 0);
+        assert_eq!(recovered.failures, 1, "as the first one");
+        let rebooted = next.past(EPOCH + 10, EPOCH + 8);
+        assert_eq!((rebooted.failures, rebooted.pause), (1, None), "the node's fault");
+    }
+
+    #[test]
+    fn ends_that_nobody_asked_for_are_noted_and_bounded() {
+        let mut record = record();
+        run(&mut record, Restart::OnFailure, 0);
+        record.step(end(0), Restart::OnFailure, 7).unwrap();
+        assert_eq!(record.ends, [], "it did what it should");
+
+        let mut record = self::record();
+        run(&mut record, Restart::Never, 0);
+        record.step(end(3), Restart::Never, 7).unwrap();
+        assert_eq!(record.ends.last().map(|e| (e.at, e.pause_ms)), Some((EPOCH + 7, None)));
+
+        let record = failing(40);
+        assert_eq!(record.ends.len(), ENDS);
+        assert_eq!(record.ends.last().map(|e| e.number), Some(40));
+        assert_eq!(record.past_by_request().failures, 0);
     }
 
     fn event() -> impl Strategy<Value = Event> {

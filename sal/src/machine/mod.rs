@@ -15,11 +15,15 @@
 
 mod actions;
 mod bundle;
+mod keep;
 mod life;
 mod log;
+mod mounts;
 mod place;
 mod runtime;
 mod shim;
+mod users;
+mod watch;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,24 +32,29 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rhizome_model::kind::{Health, Machine, MachineSpec, MachineState, MachineStatus, Restart};
-use rhizome_model::{Action, Bytes, Code, Cpu, ResourceId, resource_address};
+use rhizome_model::kind::{
+    Change, Health, Kind as _, Machine, MachineSpec, MachineState, MachineStatus, change,
+};
+use rhizome_model::{Action, Bytes, Code, Done, Drifted, ResourceId, resource_address};
 use serde_json::Value;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::bundle::Bundle;
-use self::life::{GRACE_MS, Life, Record, Stop};
+use self::life::{GRACE_MS, Life, Past, Record, Stop};
 use self::place::{Orders, Place};
 use crate::btrfs::{self, Counted};
 use crate::error::{During, Result, SalError, shown};
 use crate::lock::Lock;
 use crate::node::Node;
 use crate::tool::Tool;
-use crate::workload::Sink;
+use crate::workload::{Found, Notice, Sink};
 use crate::{files, image, net, sal};
 
+pub use self::keep::Untold;
 pub(crate) use self::runtime::Runtime;
 pub use self::shim::machine_shim_main;
+pub(crate) use self::users::user_of;
 
 /// A container runs, or has failed to, within this.
 const START_PATIENCE: Duration = Duration::from_secs(90);
@@ -66,30 +75,40 @@ impl crate::workload::Driver for Driver {
         Self { node }
     }
 
-    fn ensure(&self, id: &ResourceId, spec: &MachineSpec) -> Result<MachineStatus> {
+    fn ensure(&self, id: &ResourceId, spec: &MachineSpec) -> Result<(MachineStatus, Done)> {
         let place = Place::new(&self.node, id);
         let identity = identity(spec);
         let keeps_root = self.node.store.has(&place.root)
             && btrfs::read_note(&place.root).as_deref() == Some(&identity);
-        if let (true, Some(applied)) = (keeps_root, place.applied())
+        let applied = place.applied();
+        let change = applied.as_ref().map(|applied| change::<Machine>(applied, spec));
+        if let (true, Some(applied), Some(Change::None | Change::Update(_))) =
+            (keeps_root, &applied, &change)
             && self.is_settled(id, &place)?
         {
-            if &applied != spec {
-                self.adjust(id, &place, &applied, spec)?;
+            let changes = applied != spec;
+            if changes {
+                self.adjust(id, &place, applied, spec)?;
             }
-            return self.status(id, &place);
+            let done = if changes { Done::Updated } else { Done::Unchanged };
+            return Ok((self.status(id, &place)?, done));
         }
+        let done = match (self.node.store.has(&place.root), keeps_root, &change) {
+            (false, _, _) | (true, true, None | Some(Change::Replace { .. })) => Done::Created,
+            (true, false, _) => Done::Replaced,
+            (true, true, Some(Change::None)) => Done::Restored,
+            (true, true, Some(Change::Update(_))) => Done::Updated,
+        };
         self.check(id, spec)?;
         let runtime = Runtime::find(&self.node)?;
         // Before anything of the old machine goes: it stays when its new image is no good.
         let image = if keeps_root { None } else { Some(image::obtain(&self.node, &spec.image)?) };
-        let restarts =
-            if keeps_root { place.record().map_or(0, |r| r.restarts.saturating_add(1)) } else { 0 };
+        let past = if keeps_root { place.past() } else { Past::default() };
         let made = match &image {
             None => self.revive(id, &place, spec),
             Some(image) => self.make_anew(id, &place, spec, &identity, image),
         };
-        let started = made.and_then(|()| self.start(id, &place, spec, &runtime, restarts));
+        let started = made.and_then(|()| self.start(id, &place, spec, &runtime, past));
         if let (Err(_), false) = (&started, keeps_root) {
             // Nothing of it was there before, and nothing is left of it.
             if let Err(error) = crate::workload::Driver::delete(self, id) {
@@ -97,7 +116,7 @@ impl crate::workload::Driver for Driver {
             }
         }
         started?;
-        self.status(id, &place)
+        Ok((self.status(id, &place)?, done))
     }
 
     fn observe(&self, id: &ResourceId) -> Result<Option<MachineStatus>> {
@@ -122,10 +141,32 @@ impl crate::workload::Driver for Driver {
         list(&self.node)
     }
 
+    fn drift(&self, id: &ResourceId, spec: &MachineSpec) -> Result<Vec<Found>> {
+        self.find_drift(id, spec)
+    }
+
+    fn mend(&self, id: &ResourceId, spec: &MachineSpec, found: Found) -> Result<Drifted> {
+        self.mend_drift(id, spec, found)
+    }
+
+    fn untold(&self, id: &ResourceId) -> Result<Option<Untold>> {
+        keep::untold(Place::new(&self.node, id))
+    }
+
+    fn watch(&self) -> Result<Option<mpsc::Receiver<Notice>>> {
+        watch::watch(self.node.clone()).map(Some)
+    }
+
     fn changes(action: &Action) -> bool {
         match action {
             Action::Start | Action::Stop | Action::Restart => true,
-            Action::Exec { .. } | Action::Wait | Action::Logs { .. } => false,
+            Action::Exec { .. }
+            | Action::Wait
+            | Action::Logs { .. }
+            | Action::Snapshot { .. }
+            | Action::Restore { .. }
+            | Action::DropSnapshot { .. }
+            | Action::Resize { .. } => false,
         }
     }
 
@@ -133,10 +174,11 @@ impl crate::workload::Driver for Driver {
         &self,
         id: &ResourceId,
         action: &Action,
+        by: &str,
         sink: Sink<'_>,
         cancel: &CancellationToken,
     ) -> Result<Value> {
-        actions::act(self, id, action, sink, cancel)
+        actions::act(self, id, action, by, sink, cancel)
     }
 }
 
@@ -281,8 +323,9 @@ impl Driver {
         place: &Place,
         spec: &MachineSpec,
         runtime: &Runtime,
-        restarts: u32,
+        past: Past,
     ) -> Result<()> {
+        let _volumes = self.share_volumes(id, spec)?;
         files::make_folder(&place.dir)?;
         self.write_bundle(id, place, spec)?;
         place.write_applied(spec)?;
@@ -297,7 +340,7 @@ impl Driver {
             log: place.log.clone(),
             cgroup: self.node.cgroups.of_shim(id),
             oom: self.node.cgroups.oom_file(id),
-            restarts,
+            past,
             stop: None,
         })?;
         Tool::new(&self.node.config.program).arg("machine-shim").arg(&place.dir).arg(&run).run()?;
@@ -419,7 +462,9 @@ impl Driver {
             driver: driver.to_owned(),
             pid: pid.and_then(|p| u32::try_from(p).ok()),
             exit_code: record.as_ref().and_then(|r| r.exit_code),
+            last_exit: record.as_ref().and_then(|r| r.last_exit().map(str::to_owned)),
             restarts: record.as_ref().map_or(0, |r| r.restarts),
+            next_start_at: record.as_ref().filter(|_| lives).and_then(Record::next_start_at),
             started_at: record.as_ref().and_then(|r| r.started_at),
             disk_used,
         })
@@ -453,15 +498,7 @@ fn state_of(record: Option<&Record>, lives: bool) -> (MachineState, Health) {
 
 /// What a root file system is made for: all of a spec that cannot change in place.
 fn identity(spec: &MachineSpec) -> String {
-    let fixed = MachineSpec {
-        cpu: Cpu::default(),
-        memory: Bytes::default(),
-        disk: Bytes::default(),
-        pids: 0,
-        restart: Restart::default(),
-        ..spec.clone()
-    };
-    let json = serde_json::to_vec(&fixed).expect("a spec has only text keys");
+    let json = serde_json::to_vec(&Machine::fixed(spec)).expect("a spec has only text keys");
     blake3::hash(&json).to_hex().to_string()
 }
 

@@ -6,6 +6,7 @@
 //!                                    orders.json   what the shim is to do        (we write)
 //!                                    state.json    what became of it             (the shim writes)
 //!                                    shim.lock     held by the living shim
+//!                                    told.json     which of its ends were told of
 //!   <state>/logs/<file name>.log, .log.1           what the machine printed
 //!   <pool>/machines/<file name>                    its root file system
 //! ```
@@ -19,11 +20,15 @@ use rhizome_model::ResourceId;
 use rhizome_model::kind::{MachineSpec, Restart};
 use serde::{Deserialize, Serialize};
 
-use super::life::{Record, Stop};
+use super::life::{Past, Record, Stop};
 use super::log;
 use crate::error::{During, Result, shown};
 use crate::files;
 use crate::node::Node;
+
+const RECORD: &str = "state.json";
+const RESTART: &str = "restart.json";
+const SHIM_LOCK: &str = "shim.lock";
 
 /// What a shim is told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,8 +45,9 @@ pub(super) struct Orders {
     pub cgroup: PathBuf,
     /// Counts how often the container ran out of memory.
     pub oom: PathBuf,
-    /// How often it was started again before this run.
-    pub restarts: u32,
+    /// What was before this run.
+    #[serde(default)]
+    pub past: Past,
     /// Written before the shim is signalled: who comes next must not take the machine for one that
     /// stays, though the signal is still under way.
     #[serde(default)]
@@ -91,12 +97,29 @@ impl Place {
         files::read_json(&record_file(&self.dir))
     }
 
+    /// What a new shim takes over from one that is gone.
+    pub fn past(&self) -> Past {
+        let now = jiff::Timestamp::now().as_millisecond();
+        self.record().map(|r| r.past(now, booted_at())).unwrap_or_default()
+    }
+
     /// The living shim: the kernel knows who holds its lock.
     pub fn shim(&self) -> Option<i32> {
-        let file = File::options().read(true).write(true).open(lock_file(&self.dir)).ok()?;
+        // Only to read: who watches for the end of a shim sees a writer of this file go.
+        let file = File::open(lock_file(&self.dir)).ok()?;
         let mut question = whole_file();
         fcntl(&file, FcntlArg::F_GETLK(&mut question)).ok()?;
         (i32::from(question.l_type) != libc::F_UNLCK).then_some(question.l_pid)
+    }
+
+    /// Notes that a restart has come as far as the end of what ran: asked for again, only the start
+    /// is left.
+    pub fn note_restart(&self, by: &str) -> Result<()> {
+        files::replace_json(&self.dir.join(RESTART), &by, true)
+    }
+
+    pub fn is_restarted_by(&self, by: &str) -> bool {
+        files::read_json::<String>(&self.dir.join(RESTART)).as_deref() == Some(by)
     }
 
     pub fn remove_logs(&self) -> Result<()> {
@@ -105,16 +128,28 @@ impl Place {
     }
 }
 
+/// When the node was booted, in Unix milliseconds; 0 where the kernel does not say.
+pub(super) fn booted_at() -> i64 {
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let seconds = text.lines().find_map(|l| l.strip_prefix("btime ")?.trim().parse::<i64>().ok());
+    seconds.map_or(0, |s| s.saturating_mul(1000))
+}
+
 pub(super) fn orders_file(dir: &Path) -> PathBuf {
     dir.join("orders.json")
 }
 
 pub(super) fn record_file(dir: &Path) -> PathBuf {
-    dir.join("state.json")
+    dir.join(RECORD)
 }
 
 fn lock_file(dir: &Path) -> PathBuf {
-    dir.join("shim.lock")
+    dir.join(SHIM_LOCK)
+}
+
+/// Whether a change of the file of this name says that something happened to the machine.
+pub(super) fn is_telling(name: &str) -> bool {
+    name == RECORD || name == SHIM_LOCK
 }
 
 /// Takes the shim's lock; `None` while another shim has it. It is the process's own, so neither

@@ -114,7 +114,9 @@ fn supervise(dir: &Path, run: &str) -> Result<()> {
         return Ok(());
     }
     let mut shim = Shim::new(dir, orders)?;
-    shim.start();
+    if matches!(shim.record.life, Life::Starting { .. }) {
+        shim.start();
+    }
     shim.save();
     while !shim.record.life.is_end() {
         shim.turn()?;
@@ -152,7 +154,11 @@ impl Shim {
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         Ok(Self {
             dir: dir.to_owned(),
-            record: Record::new(orders.run.clone(), orders.restarts),
+            record: Record::new(
+                orders.run.clone(),
+                orders.past.clone(),
+                jiff::Timestamp::now().as_millisecond(),
+            ),
             begin: Instant::now(),
             signals: SignalFd::with_flags(&mask, flags).during("wait for signals")?,
             log: log::Writer::open(&orders.log, log::MAX_SIZE)?,

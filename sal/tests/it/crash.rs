@@ -136,7 +136,7 @@ async fn delete_after_a_killed_delete_leaves_nothing() {
 async fn a_killed_shim_is_replaced_and_so_is_a_killed_program() {
     let world = World::new().await;
     let (spec, machine) = (marked(&world), id("1/demo/m"));
-    let status = world.machines.ensure(&machine, &spec).await.unwrap();
+    let status = world.machines.ensure(&machine, &spec).await.unwrap().status;
     fs::write(world.root(&machine).join("root/kept"), "").unwrap();
     let shim = processes(&world.config.state.join("run").to_string_lossy());
     let shim = shim.iter().find(|p| p.contains("machine-shim")).unwrap();
@@ -145,7 +145,7 @@ async fn a_killed_shim_is_replaced_and_so_is_a_killed_program() {
     kill(shim.split(' ').next().unwrap());
     let lost = world.until(&machine, |s| s["state"] != "running").await;
     assert_eq!(lost["health"]["status"], "failing");
-    let again = world.machines.ensure(&machine, &spec).await.unwrap();
+    let again = world.machines.ensure(&machine, &spec).await.unwrap().status;
     assert_ne!(again["pid"], status["pid"]);
     assert_eq!(again["restarts"], 1);
     assert!(world.root(&machine).join("root/kept").exists(), "the root file system is kept");
@@ -170,7 +170,7 @@ async fn many_at_once_are_what_they_should_be() {
     // Each is asked for twice at the same time, as after a lease that ran out.
     for id in ids.iter().chain(&ids) {
         let (machines, id, spec) = (world.machines.clone(), id.clone(), spec.clone());
-        all.push(tokio::spawn(async move { machines.ensure(&id, &spec).await.unwrap() }));
+        all.push(tokio::spawn(async move { machines.ensure(&id, &spec).await.unwrap().status }));
     }
     let mut pids = std::collections::BTreeSet::new();
     for one in all {

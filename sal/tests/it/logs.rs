@@ -31,7 +31,7 @@ async fn logs_are_kept_by_stream_and_followed() {
     let (machines, target, token) = (world.machines.clone(), web.clone(), cancel.clone());
     let following = tokio::spawn(async move {
         let action = Action::Logs { tail: 1, follow: true };
-        machines.act(&target, &action, sender, token).await
+        machines.act(&target, &action, "test", sender, token).await
     });
     assert!(receiver.recv().await.is_some());
     world.exec(&web, "touch /go").await;

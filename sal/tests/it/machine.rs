@@ -30,12 +30,12 @@ async fn a_machine_runs_is_seen_and_goes_without_a_trace() {
     let web = id("1/demo/web");
     let spec = json!({ "image": world.image });
     let begin = Instant::now();
-    let status = world.machines.ensure(&web, &spec).await.unwrap();
+    let status = world.machines.ensure(&web, &spec).await.unwrap().status;
     println!("first machine, image imported: {:?}", begin.elapsed());
     assert_eq!(status["state"], "running");
     assert_eq!(status["health"]["status"], "good");
     assert_eq!(status["hostname"], "web");
-    let again = world.machines.ensure(&web, &spec).await.unwrap();
+    let again = world.machines.ensure(&web, &spec).await.unwrap().status;
     assert_eq!(pid(&again), pid(&status), "ensure of what is so changes nothing");
     assert_eq!(world.machines.list().await.unwrap(), std::slice::from_ref(&web));
     assert_eq!(world.exec(&web, "hostname; id -u; pwd").await, (0, "web\n0\n/\n".into()));
@@ -69,7 +69,7 @@ async fn two_machines_talk_over_ipv6() {
     fs::write(world.pool().join("volumes/1.demo.page/index.html"), "hello over ipv6\n").unwrap();
     let mut spec = world.script("exec httpd -f -h /www");
     spec["mounts"] = json!([{ "volume": "page", "path": "/www", "readonly": true }]);
-    let status = world.machines.ensure(&web, &spec).await.unwrap();
+    let status = world.machines.ensure(&web, &spec).await.unwrap().status;
     let address = status["address"].as_str().unwrap();
     let mut fetch = world.script(&format!(
         "for i in 1 2 3 4 5 6 7 8 9; do wget -q -O - 'http://[{address}]/' && exit 0; sleep 0.2; done; exit 1"
@@ -97,7 +97,7 @@ async fn limits_are_set_and_change_in_place() {
     let mut spec = json!({
         "image": world.image, "cpu": 0.5, "memory": "64MiB", "pids": 20, "disk": "32MiB",
     });
-    let status = world.machines.ensure(&web, &spec).await.unwrap();
+    let status = world.machines.ensure(&web, &spec).await.unwrap().status;
     let memory = || limit(&world, &web, "memory.limit_in_bytes", "memory.max");
     let pids = || limit(&world, &web, "pids.max", "pids.max");
     let cpu = || limit(&world, &web, "cpu.cfs_quota_us", "cpu.max");
@@ -113,7 +113,7 @@ async fn limits_are_set_and_change_in_place() {
     spec["pids"] = json!(40);
     spec["disk"] = json!("128MiB");
     spec["restart"] = json!("never");
-    let changed = world.machines.ensure(&web, &spec).await.unwrap();
+    let changed = world.machines.ensure(&web, &spec).await.unwrap().status;
     assert_eq!(pid(&changed), pid(&status), "limits change in place");
     assert_eq!(memory(), (128 << 20).to_string());
     assert_eq!(pids(), "40");
@@ -136,7 +136,7 @@ async fn limits_are_set_and_change_in_place() {
     assert_eq!(pid(&world.status(&web).await), pid(&before), "the old one stays");
 
     spec["env"] = json!({ "A": "b" });
-    let replaced = world.machines.ensure(&web, &spec).await.unwrap();
+    let replaced = world.machines.ensure(&web, &spec).await.unwrap().status;
     assert_ne!(pid(&replaced), pid(&status));
     assert_eq!(world.exec(&web, "echo $A; ls /root").await, (0, "b\n".into()), "nothing is kept");
 }
@@ -175,7 +175,7 @@ async fn an_end_is_what_the_policy_makes_of_it() {
         let machine = id(&format!("1/demo/{name}"));
         let mut spec = world.script(script);
         spec["restart"] = json!(policy);
-        let status = world.machines.ensure(&machine, &spec).await.unwrap();
+        let status = world.machines.ensure(&machine, &spec).await.unwrap().status;
         assert!(status["state"].is_string());
         let status = world.until(&machine, |s| s["state"] == state).await;
         assert_eq!(status["exit_code"], code, "{name}");
@@ -272,7 +272,8 @@ async fn exec_streams_gives_the_status_and_ends_when_it_is_cancelled() {
         command("echo begin; sleep 777 & sleep 778; echo never"),
     );
     let target = web.clone();
-    let running = tokio::spawn(async move { machines.act(&target, &action, sender, token).await });
+    let running =
+        tokio::spawn(async move { machines.act(&target, &action, "test", sender, token).await });
     let first = receiver.recv().await.unwrap();
     assert_eq!(first, rhizome_sal::Chunk::Stdout(b"begin\n".into()), "it streams while it runs");
     cancel.cancel();
@@ -296,14 +297,14 @@ async fn stop_stays_start_and_restart_begin_again() {
     let world = World::new().await;
     let web = id("1/demo/web");
     let spec = json!({ "image": world.image });
-    let status = world.machines.ensure(&web, &spec).await.unwrap();
+    let status = world.machines.ensure(&web, &spec).await.unwrap().status;
     world.exec(&web, "echo kept > /root/a").await;
     let begin = Instant::now();
     let (stopped, _) = world.act(&web, Action::Stop).await.unwrap();
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     assert_eq!(stopped["state"], "stopped");
     assert_eq!(stopped["exit_code"], 0, "it was asked first");
-    let ensured = world.machines.ensure(&web, &spec).await.unwrap();
+    let ensured = world.machines.ensure(&web, &spec).await.unwrap().status;
     assert_eq!(ensured["state"], "stopped", "who was stopped on request stays so");
     assert_code(
         world.act(&web, Action::Exec { command: vec!["true".into()] }).await,

@@ -8,8 +8,10 @@
 
 mod crash;
 mod image;
+mod keep;
 mod logs;
 mod machine;
 mod node;
+mod snapshots;
 mod volume;
 mod world;

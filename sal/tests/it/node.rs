@@ -64,7 +64,7 @@ async fn down_and_up_brings_everything_back() {
 async fn up_adopts_what_is_there_and_open_sees_it() {
     let world = World::new().await;
     let web = id("1/demo/web");
-    let status = world.machines.ensure(&web, &world.script("sleep 1000")).await.unwrap();
+    let status = world.machines.ensure(&web, &world.script("sleep 1000")).await.unwrap().status;
     let again = Sal::up(world.config.clone()).await.unwrap();
     let opened = Sal::open(world.config.clone()).await.unwrap();
     for sal in [again, opened] {

@@ -28,7 +28,7 @@ async fn writing_beyond_the_size_fails_and_growing_helps() {
     assert_eq!(error.raw_os_error(), Some(122), "EDQUOT is expected, not {error}");
 
     fs::remove_file(path.join("big")).unwrap();
-    let status = world.volumes.ensure(&id, &json!({ "size": "64MiB" })).await.unwrap();
+    let status = world.volumes.ensure(&id, &json!({ "size": "64MiB" })).await.unwrap().status;
     assert_eq!(status["size"], 64 << 20);
     fill(&path.join("big"), 20).unwrap();
 

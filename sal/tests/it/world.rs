@@ -73,7 +73,8 @@ impl World {
     pub async fn act(&self, id: &ResourceId, action: Action) -> Result<(Value, String), SalError> {
         let (sender, receiver) = mpsc::channel(16);
         let printed = tokio::spawn(collect(receiver));
-        let answer = self.machines.act(id, &action, sender, CancellationToken::new()).await;
+        let answer =
+            self.machines.act(id, &action, &unique(), sender, CancellationToken::new()).await;
         Ok((answer?, printed.await.unwrap()))
     }
 
@@ -108,7 +109,7 @@ impl World {
         let mut look = |what: &str, names: Vec<String>| {
             found.extend(names.into_iter().map(|n| format!("{what} {n}")));
         };
-        for folder in ["machines", "volumes"] {
+        for folder in ["machines", "volumes", "snapshots"] {
             look(folder, names(&self.pool().join(folder)));
         }
         look("run", names(&self.config.state.join("run/machines")));
@@ -194,6 +195,12 @@ pub fn assert_code<T: std::fmt::Debug>(result: Result<T, SalError>, code: Code) 
     let error = result.unwrap_err();
     assert_eq!(error.code(), code, "{error}");
     error
+}
+
+/// Somebody who has asked for nothing before.
+fn unique() -> String {
+    static ASKED: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    format!("test {}", ASKED.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
 }
 
 pub async fn collect(mut receiver: mpsc::Receiver<Chunk>) -> String {

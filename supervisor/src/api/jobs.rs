@@ -135,7 +135,7 @@ impl Supervisor {
     }
 
     /// The last lines of what it printed until now.
-    async fn last_lines(&self, id: JobId) -> Vec<String> {
+    pub(crate) async fn last_lines(&self, id: JobId) -> Vec<String> {
         let mut output = std::pin::pin!(self.queue.output(id));
         let (mut text, end) = (Vec::new(), Instant::now() + LOG_PATIENCE);
         while let Ok(Some(Ok(chunk))) =

@@ -5,6 +5,7 @@
 //! they were signed: so the node checks who asks itself, and what was signed for one node counts on
 //! no other.
 
+mod compare;
 mod jobs;
 mod operate;
 
@@ -32,6 +33,7 @@ use utoipa_axum::routes;
 
 use crate::audit::Entry;
 use crate::caller::{Caller, Signed};
+use crate::intake::Taken;
 use crate::{Supervisor, view};
 
 /// A log that is followed, or a command that runs, ends after this long at the latest.
@@ -51,6 +53,7 @@ pub fn routes(supervisor: Arc<Supervisor>) -> (axum::Router, utoipa::openapi::Op
         .routes(routes!(node))
         .routes(routes!(tasks))
         .routes(routes!(task))
+        .routes(routes!(compare::base))
         .routes(routes!(events))
         .routes(routes!(logs))
         .routes(routes!(exec))
@@ -73,6 +76,7 @@ pub fn routes(supervisor: Arc<Supervisor>) -> (axum::Router, utoipa::openapi::Op
 fn through_a_coordinator(supervisor: &Arc<Supervisor>) -> axum::Router<Arc<Supervisor>> {
     use axum::routing::{get, post, put};
     axum::Router::new()
+        .route("/v1/nodes/{node}/tasks/{account}/{name}/base", get(compare::base))
         .route("/v1/nodes/{node}/jobs/{id}", get(jobs::show))
         .route("/v1/nodes/{node}/jobs/{id}/cancel", post(jobs::cancel))
         .route("/v1/nodes/{node}/jobs/{id}/again", post(jobs::again))
@@ -103,11 +107,12 @@ async fn only_ours(
     Ok(next.run(request).await)
 }
 
-/// Takes a signed envelope. It authenticates itself; the same one again is answered with its task.
-#[utoipa::path(post, path = "/v1/envelopes", request_body = String, responses((status = 202, body = TaskView)))]
+/// Takes a signed envelope. It authenticates itself; the same one again is answered with its task,
+/// an operation with its job.
+#[utoipa::path(post, path = "/v1/envelopes", request_body = String, responses((status = 202, body = inline(Taken))))]
 async fn submit(State(supervisor): State<Arc<Supervisor>>, body: Bytes) -> ApiResult<Response> {
-    let task = supervisor.take(&body).await?;
-    Ok((http::StatusCode::ACCEPTED, Json(task)).into_response())
+    let taken = supervisor.take(&body).await?;
+    Ok((http::StatusCode::ACCEPTED, Json(taken)).into_response())
 }
 
 /// Facts, capacity and pools.

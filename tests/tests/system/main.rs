@@ -6,6 +6,7 @@ mod chaos;
 mod demo;
 mod image;
 mod lifecycle;
+mod plan;
 mod queue_ops;
 mod refusals;
 mod restart;

@@ -215,6 +215,7 @@ impl Memory {
                 self.tasks.remove(&id);
                 Ok(task)
             }
+            Document::Operation(_) => Err(Failure::new(Code::BadRequest, "not in these tests")),
         }
     }
 
@@ -227,7 +228,7 @@ impl Memory {
             let failure = Failure::new(Code::ScriptFailed, "it failed");
             self.moves(id, Phase::Failed, Some(failure));
         } else {
-            self.say(id, version, What::Ready { resource, kind, status: json!({}) });
+            self.say(id, version, What::Ready { resource, kind, status: json!({}), done: None });
             self.moves(id, Phase::Ready, None);
         }
     }

@@ -1,0 +1,248 @@
+//! What becomes of what a node has when the next version comes: a pure comparison, made by whoever
+//! plans and by the node that decides, so both say the same.
+//!
+//! ```text
+//!   desired now ─┐                    ┌─▶ rows: create, update, replace, unchanged, delete
+//!   planned     ─┼─▶ Comparison::new ─┤
+//!   policy      ─┘                    └─▶ what would lose its data, if it holds any
+//! ```
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::kind::{Change, FieldChange};
+use crate::secret::mask;
+use crate::{Code, DesiredResource, Failure, Name, Policy, WorkloadKind};
+
+/// What becomes of one resource.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PlanRow {
+    pub name: Name,
+    /// As it will be; of what is deleted, as it was.
+    pub kind: WorkloadKind,
+    #[serde(flatten)]
+    pub step: PlanStep,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum PlanStep {
+    Create,
+    /// In place.
+    Update {
+        fields: Vec<FieldChange>,
+    },
+    /// The old one goes, with what it holds.
+    Replace {
+        /// The old one's kind.
+        was: WorkloadKind,
+        fields: Vec<FieldChange>,
+        reason: String,
+    },
+    Delete {
+        reason: String,
+    },
+    Unchanged,
+}
+
+/// What a version would do to what a node has.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Comparison {
+    /// In the order of declaration; then what is deleted, in the order in which it goes.
+    pub rows: Vec<PlanRow>,
+    /// What would go although it can hold data and the policy does not name it, by name.
+    pub at_risk: Vec<DesiredResource>,
+}
+
+impl Comparison {
+    /// A plan that is not complete does not know what comes later: it has no rows for what may
+    /// still be declared, but counts its data as at risk.
+    pub fn new(
+        desired: &[DesiredResource],
+        planned: &[DesiredResource],
+        complete: bool,
+        policy: &Policy,
+    ) -> Result<Self, Failure> {
+        let mut left: BTreeMap<&Name, &DesiredResource> =
+            desired.iter().map(|r| (&r.name, r)).collect();
+        let mut rows = Vec::with_capacity(planned.len());
+        let mut lost = Vec::new();
+        for new in planned {
+            let old = left.remove(&new.name);
+            let step = step(old, new)?;
+            if let (PlanStep::Replace { .. }, Some(old)) = (&step, old) {
+                lost.push(old);
+            }
+            rows.push(PlanRow { name: new.name.clone(), kind: new.kind, step });
+        }
+        let gone = || desired.iter().rev().filter(|r| left.contains_key(&r.name));
+        lost.extend(gone());
+        if complete {
+            let reason = "the script no longer declares it";
+            rows.extend(gone().map(|r| PlanRow {
+                name: r.name.clone(),
+                kind: r.kind,
+                step: PlanStep::Delete { reason: reason.into() },
+            }));
+        }
+        lost.retain(|r| r.kind.keeps_data() && !policy.allow_data_loss.contains(&r.name));
+        lost.sort_by_key(|r| &r.name);
+        Ok(Self { at_risk: lost.into_iter().cloned().collect(), rows })
+    }
+
+    /// The refusal of a version that would lose the data of these; none when there are none.
+    pub fn data_loss(holding: &[Name], complete: bool) -> Result<(), Failure> {
+        let names: Vec<_> = holding.iter().map(Name::as_str).collect();
+        let them = match names.as_slice() {
+            [] => return Ok(()),
+            [_] => "it",
+            _ => "them",
+        };
+        let early = if complete {
+            String::new()
+        } else {
+            format!(" (where the script waits for something, declare {them} before that)")
+        };
+        let flags: Vec<_> = names.iter().map(|name| format!("--allow-data-loss {name}")).collect();
+        let message = format!(
+            "this version deletes or replaces what holds data: {}; declare {them}{early}, or put \
+             \"allow_data_loss\": {names:?} into the policy ({})",
+            names.join(", "),
+            flags.join(" ")
+        );
+        Err(Failure::new(Code::DataLoss, message))
+    }
+}
+
+impl PlanStep {
+    /// Whether something is done.
+    pub fn changes(&self) -> bool {
+        match self {
+            Self::Create | Self::Update { .. } | Self::Replace { .. } | Self::Delete { .. } => true,
+            Self::Unchanged => false,
+        }
+    }
+}
+
+fn step(old: Option<&DesiredResource>, new: &DesiredResource) -> Result<PlanStep, Failure> {
+    let Some(old) = old else { return Ok(PlanStep::Create) };
+    if old.kind != new.kind {
+        let reason = format!("a {} cannot become a {}", old.kind, new.kind);
+        return Ok(PlanStep::Replace { was: old.kind, fields: Vec::new(), reason });
+    }
+    // What a secret is sealed to differs from version to version; what counts is which it is.
+    let named = |r: &DesiredResource| mask(&r.spec);
+    Ok(match new.kind.change(&named(old), &named(new))? {
+        Change::None => PlanStep::Unchanged,
+        Change::Update(fields) => PlanStep::Update { fields },
+        Change::Replace { fields, reason } => PlanStep::Replace { was: old.kind, fields, reason },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::secret::secret_token;
+
+    fn resource(kind: WorkloadKind, name: &str, spec: Value) -> DesiredResource {
+        let spec = kind.parse_spec(spec).unwrap();
+        DesiredResource { name: name.parse().unwrap(), kind, spec, line: 1 }
+    }
+
+    fn volume(name: &str, mib: u64) -> DesiredResource {
+        resource(WorkloadKind::Volume, name, json!({ "size": mib << 20 }))
+    }
+
+    fn machine(name: &str, more: &str) -> DesiredResource {
+        resource(WorkloadKind::Machine, name, json!({ "image": "file:///a", "env": { "A": more } }))
+    }
+
+    fn compare(old: &[DesiredResource], new: &[DesiredResource], complete: bool) -> Comparison {
+        Comparison::new(old, new, complete, &Policy::default()).unwrap()
+    }
+
+    fn words(comparison: &Comparison) -> Vec<String> {
+        let word = |row: &PlanRow| {
+            let step = serde_json::to_value(&row.step).unwrap();
+            format!("{} {}", step["action"].as_str().unwrap(), row.name)
+        };
+        comparison.rows.iter().map(word).collect()
+    }
+
+    fn at_risk(comparison: &Comparison) -> Vec<&str> {
+        comparison.at_risk.iter().map(|r| r.name.as_str()).collect()
+    }
+
+    #[test]
+    fn every_step_once() {
+        let old = [
+            volume("gone", 8),
+            volume("grown", 8),
+            volume("turned", 8),
+            machine("kept", "1"),
+            machine("moved", "1"),
+            machine("away", "1"),
+        ];
+        let new = [
+            volume("grown", 16),
+            machine("turned", "1"),
+            machine("kept", "1"),
+            machine("moved", "2"),
+            machine("new", "1"),
+        ];
+        let comparison = compare(&old, &new, true);
+        assert_eq!(
+            words(&comparison),
+            [
+                "update grown",
+                "replace turned",
+                "unchanged kept",
+                "replace moved",
+                "create new",
+                "delete away",
+                "delete gone",
+            ]
+        );
+        assert_eq!(at_risk(&comparison), ["gone", "turned"]);
+        let policy =
+            Policy { allow_data_loss: ["gone".parse().unwrap()].into(), ..Policy::default() };
+        let allowed = Comparison::new(&old, &new, true, &policy).unwrap();
+        assert_eq!(at_risk(&allowed), ["turned"]);
+        assert_eq!(allowed.rows, comparison.rows, "the policy changes nothing but the refusal");
+    }
+
+    #[test]
+    fn an_incomplete_plan_deletes_nothing_yet_and_still_counts_the_data() {
+        let comparison = compare(&[volume("later", 8), machine("m", "1")], &[], false);
+        assert!(comparison.rows.is_empty());
+        assert_eq!(at_risk(&comparison), ["later"]);
+    }
+
+    #[test]
+    fn secrets_count_by_name_and_are_not_shown() {
+        let with = |name: &str, sealed: &str| {
+            machine("m", &secret_token(&format!("1/demo/{name}"), sealed))
+        };
+        let same = compare(&[with("a", "x")], &[with("a", "y")], true);
+        assert_eq!(words(&same), ["unchanged m"]);
+        let other = compare(&[with("a", "x")], &[with("b", "y")], true);
+        let text = serde_json::to_string(&other.rows).unwrap();
+        assert!(text.contains("(secret a)") && text.contains("(secret b)"), "{text}");
+        assert!(!text.contains("sealed"), "{text}");
+    }
+
+    #[test]
+    fn the_refusal_says_what_to_write() {
+        let names: Vec<Name> = vec!["a".parse().unwrap(), "b".parse().unwrap()];
+        assert!(Comparison::data_loss(&[], false).is_ok());
+        let failure = Comparison::data_loss(&names, true).unwrap_err();
+        assert!(!failure.message.contains("waits"), "{}", failure.message);
+        assert_eq!(failure.code, Code::DataLoss);
+        for part in ["a, b", r#""allow_data_loss": ["a", "b"]"#, "--allow-data-loss b"] {
+            assert!(failure.message.contains(part), "{}", failure.message);
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Writes the journal of a script while it is evaluated.
+//!
+//! ```text
+//!   host ─▶ inbox ─▶ writer: all that is there ─▶ one step in redis-server: what the script does,
+//!                                                 how earlier effects ended, their jobs, events
+//! ```
+//!
+//! Nothing is done for an effect before it is written: its job comes into being in the same step.
+//! How an effect ended travels with the next one; until then its job's record knows it.
+
+use rhizome_engine::HostError;
+use rhizome_model::{
+    Capacity, Code, Demand, DesiredResource, Effect, Failure, Job, NodeFacts, Outcome, Phase, Step,
+    Task, What,
+};
+use rhizome_queue::{Entries, Lease, QueueError};
+use rhizome_service::clock;
+use tokio::sync::{mpsc, oneshot};
+
+use super::event;
+
+/// Entries that are written in one step.
+const TOGETHER: usize = 64;
+
+/// One thing to write.
+pub(super) enum Entry {
+    /// An effect that begins, and the jobs that it takes. The answer is the refusal, if it is refused.
+    Begin { call: u64, effect: Effect, jobs: Vec<Job>, written: oneshot::Sender<Option<Failure>> },
+    /// How one ended, as the script was told.
+    End { call: u64, outcome: Outcome },
+}
+
+/// The host's end.
+pub(super) type Inbox = mpsc::UnboundedSender<Entry>;
+
+pub(super) struct Writer<'a> {
+    lease: &'a Lease,
+    task: Task,
+    demand: Demand,
+    /// To be written with the first effect of the first attempt.
+    facts: Option<NodeFacts>,
+    entries: mpsc::UnboundedReceiver<Entry>,
+}
+
+impl<'a> Writer<'a> {
+    pub(super) fn new(
+        lease: &'a Lease,
+        task: Task,
+        facts: Option<NodeFacts>,
+    ) -> Result<(Self, Inbox), Failure> {
+        let mut demand = Demand::of(&task.desired)?;
+        for resource in &task.declared {
+            demand.add(resource)?;
+        }
+        let (inbox, entries) = mpsc::unbounded_channel();
+        Ok((Self { lease, task, demand, facts, entries }, inbox))
+    }
+
+    /// Writes until nobody has anything to write any more; then the task is as the node holds it.
+    pub(super) async fn run(&mut self) -> Result<(), QueueError> {
+        let mut batch = Vec::new();
+        while self.entries.recv_many(&mut batch, TOGETHER).await > 0 {
+            // What the script does while it is about to run anyway goes along.
+            tokio::task::yield_now().await;
+            while batch.len() < TOGETHER
+                && let Ok(more) = self.entries.try_recv()
+            {
+                batch.push(more);
+            }
+            match self.write(&batch).await {
+                Ok(()) => batch.drain(..).for_each(accepted),
+                Err(QueueError::Shortfall(_)) => {
+                    for entry in batch.drain(..) {
+                        self.write_one(entry).await?;
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn into_task(self) -> Task {
+        self.task
+    }
+
+    /// One of several that do not fit together. What does not fit by itself is refused, and the
+    /// refusal is written: a later attempt finds the same.
+    async fn write_one(&mut self, entry: Entry) -> Result<(), QueueError> {
+        let shortfall = match self.write(std::slice::from_ref(&entry)).await {
+            Ok(()) => {
+                accepted(entry);
+                return Ok(());
+            }
+            Err(QueueError::Shortfall(shortfall)) => shortfall,
+            Err(error) => return Err(error),
+        };
+        let Entry::Begin { call, effect, written, .. } = entry else {
+            return Err(QueueError::Shortfall(shortfall));
+        };
+        let message = format!("the node is too full: {shortfall}");
+        let failure = Failure::new(Code::InsufficientCapacity, message);
+        let mut entries = self.entries_of(&[]);
+        let declared = resource_of(&effect).cloned();
+        entries.declared = usize::from(declared.is_some());
+        entries.steps.push((call, self.step(effect)));
+        entries.results.push((call, Outcome::Failed(failure.clone())));
+        self.lease.journal(&self.task, &entries).await?;
+        self.facts = None;
+        self.task.declared.extend(declared);
+        // Whoever asked may be gone.
+        let _ = written.send(Some(failure));
+        Ok(())
+    }
+
+    async fn write(&mut self, batch: &[Entry]) -> Result<(), QueueError> {
+        let mut task = self.task.clone();
+        let mut demand = self.demand.clone();
+        let mut entries = self.entries_of(batch);
+        let declared: Vec<_> = batch.iter().filter_map(declared_by).cloned().collect();
+        for resource in &declared {
+            // Its spec was checked when it was declared.
+            demand.add(resource).map_err(|e| QueueError::Refused(e.to_string()))?;
+        }
+        task.reserved = larger(task.reserved, demand.total());
+        task.updated_at = clock::now_ms();
+        if task.phase != Phase::Running {
+            task.phase = Phase::Running;
+            let what = What::Phase { phase: Phase::Running, failure: None, outputs: None };
+            entries.events.insert(0, event(&task, what));
+        }
+        self.lease.journal(&task, &entries).await?;
+        self.facts = None;
+        (self.task, self.demand) = (task, demand);
+        self.task.declared.extend(declared);
+        Ok(())
+    }
+
+    fn entries_of(&self, batch: &[Entry]) -> Entries {
+        let mut entries = Entries { facts: self.facts.clone(), ..Entries::default() };
+        for entry in batch {
+            match entry {
+                Entry::End { call, outcome } => entries.results.push((*call, outcome.clone())),
+                Entry::Begin { call, effect, jobs, .. } => {
+                    entries.declared += usize::from(resource_of(effect).is_some());
+                    entries.jobs.extend(jobs.iter().cloned());
+                    entries.events.extend(self.said(effect).map(|what| event(&self.task, what)));
+                    entries.steps.push((*call, self.step(effect.clone())));
+                }
+            }
+        }
+        entries
+    }
+
+    fn step(&self, effect: Effect) -> Step {
+        Step { by: self.lease.token().to_owned(), at: clock::now_ms(), effect }
+    }
+
+    fn said(&self, effect: &Effect) -> Option<What> {
+        match effect {
+            Effect::Declare { resource } => Some(What::Declared {
+                resource: resource.name.clone(),
+                kind: resource.kind,
+                line: resource.line,
+            }),
+            Effect::Log { message } => Some(What::Log { message: message.clone() }),
+            Effect::Act { .. } => None,
+        }
+    }
+}
+
+fn accepted(entry: Entry) {
+    if let Entry::Begin { written, .. } = entry {
+        // Whoever asked may be gone.
+        let _ = written.send(None);
+    }
+}
+
+fn resource_of(effect: &Effect) -> Option<&DesiredResource> {
+    match effect {
+        Effect::Declare { resource } => Some(resource),
+        Effect::Act { .. } | Effect::Log { .. } => None,
+    }
+}
+
+fn declared_by(entry: &Entry) -> Option<&DesiredResource> {
+    match entry {
+        Entry::Begin { effect, .. } => resource_of(effect),
+        Entry::End { .. } => None,
+    }
+}
+
+fn larger(a: Capacity, b: Capacity) -> Capacity {
+    a.saturating_add(b.saturating_sub(a))
+}
+
+/// Puts an entry into the inbox; fails when the writer is gone, because the lease is.
+pub(super) fn put(inbox: &Inbox, entry: Entry) -> Result<(), HostError> {
+    inbox.send(entry).map_err(|_| HostError::Aborted)
+}
