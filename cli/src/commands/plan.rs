@@ -60,7 +60,9 @@ async fn foretell(args: &DocumentArgs, globals: &Globals) -> Result<Foretold, Er
         Err(cause) => {
             let (source, params) = (read_script(&args.file)?, args.params());
             check::refuse_findings(&file, &source, &params).await?;
-            output::note(format!("planned from nothing, for no particular node: {cause}"));
+            output::note(format!(
+                "planned from nothing, for no particular node; addresses are made up: {cause}"
+            ));
             let name = args.reference()?;
             let account = name.account.unwrap_or(AccountId(1));
             let deployment = DeploymentId { account, name: name.name };
