@@ -152,19 +152,28 @@ fn compare(
         Row { row, address }
     });
     let node = node_plan(plan, rows.collect(), Some(base))?;
-    let refused = admit(base, version, node.reserved)
+    let refused = admit(deployment, base, version, node.reserved)
         .and_then(|()| Comparison::data_loss(&lost, node.complete));
     Ok(NodePlan { failure: refused.err(), ..node })
 }
 
 /// In the order in which the node would say so.
-fn admit(base: &PlanBase, version: Version, reserved: Capacity) -> Result<(), Failure> {
+fn admit(
+    deployment: &DeploymentId,
+    base: &PlanBase,
+    version: Version,
+    reserved: Capacity,
+) -> Result<(), Failure> {
     if let Some(current) = base.version.filter(|current| *current >= version) {
         let message = format!(
             "node {} holds version {current} already, not one before {version}",
             base.facts.id
         );
         return Err(Failure::new(Code::StaleVersion, message));
+    }
+    if let Some(phase) = base.phase.filter(|phase| !phase.is_settled()) {
+        let message = format!("{deployment} is {phase}; wait for its end, or delete it");
+        return Err(Failure::new(Code::Conflict, message));
     }
     base.available.admit(reserved).map(drop).map_err(|shortfall| {
         let message = format!("node {} is too full: {shortfall}", base.facts.id);
@@ -215,7 +224,7 @@ fn node_plan(
 
 #[cfg(test)]
 mod tests {
-    use rhizome_model::{Bytes, Cpu, DesiredResource, FarmId, WorkloadKind};
+    use rhizome_model::{Bytes, Cpu, DesiredResource, FarmId, Phase, WorkloadKind};
     use serde_json::json;
 
     use super::*;
@@ -237,6 +246,7 @@ mod tests {
             },
             limits: Limits::default(),
             version: Some(Version(1)),
+            phase: Some(Phase::Ready),
             available: capacity,
             resources,
             holding: holding.iter().map(|name| name.parse().unwrap()).collect(),
@@ -262,6 +272,8 @@ mod tests {
         assert_eq!(refused(&full, 2, plan_of(vec![])), Some(Code::DataLoss));
         let more = plan_of(vec![volume("data", 32), volume("more", 40)]);
         assert_eq!(refused(&full, 2, more), Some(Code::InsufficientCapacity));
+        let busy = PlanBase { phase: Some(Phase::Running), ..full };
+        assert_eq!(refused(&busy, 2, keeps()), Some(Code::Conflict));
         let empty = base(vec![volume("data", 32)], &[]);
         assert_eq!(refused(&empty, 2, plan_of(vec![])), None);
         // What goes is still there while the new comes.

@@ -73,6 +73,9 @@ pub struct PlanBase {
     /// The newest version that the node took; none when it never had one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<Version>,
+    /// Where that version stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
     /// What the deployment may take: what is free, and what is reserved for it already.
     pub available: Capacity,
     /// What the node keeps so.

@@ -35,15 +35,15 @@ impl Supervisor {
     /// What a plan of the next version needs to know of this node.
     pub(crate) async fn plan_base(&self, deployment: &DeploymentId) -> Result<PlanBase, Failure> {
         let task = self.queue.task(deployment).await?;
-        let (version, reserved, resources) = match task {
-            Some(task) => (Some(task.version), task.reserved, task.desired.resources),
-            None => (None, Default::default(), Vec::new()),
-        };
+        let current = task.as_ref().map(|t| (t.version, t.phase));
+        let (reserved, resources) =
+            task.map(|t| (t.reserved, t.desired.resources)).unwrap_or_default();
         let keeps: Vec<_> = resources.iter().filter(|r| r.kind.keeps_data()).cloned().collect();
         Ok(PlanBase {
             facts: self.facts.clone(),
             limits: self.limits,
-            version,
+            version: current.map(|(version, _)| version),
+            phase: current.map(|(_, phase)| phase),
             available: self.usage().await?.free.saturating_add(reserved),
             holding: self.holding(deployment, &keeps).await?,
             resources,

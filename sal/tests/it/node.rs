@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use rhizome_model::{Bytes, Code, WorkloadKind};
+use rhizome_model::{Bytes, Code, Done, WorkloadKind};
 use rhizome_sal::{Pool, Sal};
 use serde_json::json;
 
@@ -52,8 +52,8 @@ async fn down_and_up_brings_everything_back() {
     let sal = Sal::up(world.config.clone()).await.unwrap();
     sal.workload(WorkloadKind::Volume).ensure(&data, &size).await.unwrap();
     let machines = sal.workload(WorkloadKind::Machine);
-    machines.ensure(&web, &spec).await.unwrap();
-    machines.ensure(&once, &run_once).await.unwrap();
+    assert_eq!(machines.ensure(&web, &spec).await.unwrap().done, Done::Restored);
+    assert_eq!(machines.ensure(&once, &run_once).await.unwrap().done, Done::Unchanged);
     assert_eq!(world.exec(&web, "cat /data/a /root/b").await, (0, "kept\nkept\n".into()));
     // What ran once does not run again because the node did.
     assert_eq!(fs::read_to_string(world.root(&once).join("root/runs")).unwrap(), "x\n");
