@@ -351,6 +351,29 @@ fn a_plan_names_fields_refusals_and_no_secret() {
 }
 
 #[test]
+fn each_node_has_a_plan_of_its_own() {
+    let system = System::start_with(&["--nodes", "2"]);
+    let image = busybox(&system.state);
+    let source = format!(
+        "let env = #{{}};
+         for peer in peers {{ env[`PEER_${{peer.node}}`] = `${{peer.address}}`; }}
+         machine(`on-${{node.id}}`, #{{ image: \"{image}\", memory: \"16MiB\", cpu: 0.05, env: env,
+            command: [\"/bin/sleep\", \"100000\"] }});"
+    );
+    let script = system.script("two.rhai", &source);
+    let options = [script.as_str(), "--name", "app", "--node", "1", "--node", "2"];
+    let first = system.rhizome(&with("plan", &options));
+    assert_eq!(first.code, CHANGES, "{}", first.stdout);
+    let nodes = first.json()["nodes"].as_array().unwrap().clone();
+    let names: Vec<_> = nodes.iter().map(|n| n["resources"][0]["name"].clone()).collect();
+    assert_eq!(names, ["on-1", "on-2"]);
+    system.rhizome(&with("deploy", &options)).ok();
+    // The peers' addresses are those that the nodes themselves found.
+    let again = system.rhizome(&with("plan", &options));
+    assert_eq!(again.code, 0, "{}", again.stdout);
+}
+
+#[test]
 fn without_a_server_it_is_planned_from_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let plan = |args: &[&str]| -> Answer {
