@@ -11,6 +11,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rhizome_model::{
     DesiredResource, Drift, Drifted, Event, Failure, Job, JobId, Name, Outcome, Phase, Priority,
@@ -20,7 +21,6 @@ use rhizome_queue::{Lease, QueueError};
 use rhizome_sal::{Notice, Workload};
 use rhizome_service::clock;
 use serde_json::Value;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::Runner;
@@ -28,6 +28,8 @@ use crate::operation::Trouble;
 
 /// The longest that one resource may take.
 const TIMEOUT_MS: u64 = 5 * 60 * 1000;
+/// Notices that came too early are looked at again this often.
+const EARLY: Duration = Duration::from_secs(1);
 
 impl Runner {
     /// Looks after everything that a task desires, in the order of what refers to what. Answers what
@@ -147,21 +149,43 @@ impl Runner {
                 return;
             }
         };
-        while let Some(notice) = next(&mut notices, &stop).await {
-            if let Err(error) = self.notice(kind, &notice).await {
-                tracing::warn!(resource = %notice.id, %error, "is looked after with the next round");
+        // Of resources whose task a job works on: they are looked after when it is through.
+        let mut early: HashMap<ResourceId, Notice> = HashMap::new();
+        loop {
+            let due: Vec<_> = tokio::select! {
+                notice = notices.recv() => notice.into_iter().collect(),
+                () = tokio::time::sleep(EARLY), if !early.is_empty() => early.values().cloned().collect(),
+                () = stop.cancelled() => return,
+            };
+            if due.is_empty() {
+                return;
+            }
+            for notice in due {
+                early.remove(&notice.id);
+                match self.notice(kind, &notice).await {
+                    Ok(Heard::Seen) => {}
+                    Ok(Heard::Early) => drop(early.insert(notice.id.clone(), notice)),
+                    Err(error) => {
+                        tracing::warn!(resource = %notice.id, %error, "waits for the next round");
+                    }
+                }
             }
         }
     }
 
     /// Several runners notice the same: their jobs have the same id.
-    async fn notice(&self, kind: WorkloadKind, notice: &Notice) -> Result<(), QueueError> {
-        let Some(task) = self.queue.task(&notice.id.deployment_id()).await? else { return Ok(()) };
-        let Some(resource) = kept(&task, kind, &notice.id.name) else { return Ok(()) };
+    async fn notice(&self, kind: WorkloadKind, notice: &Notice) -> Result<Heard, QueueError> {
+        let Some(task) = self.queue.task(&notice.id.deployment_id()).await? else {
+            return Ok(Heard::Seen);
+        };
+        let Some(resource) = kept(&task, kind, &notice.id.name) else {
+            return Ok(if is_at_rest(task.phase) { Heard::Seen } else { Heard::Early });
+        };
         tracing::info!(resource = %notice.id, what = %notice.what, "looks after a resource");
         let what = format!("notice {} {}", notice.id.name, notice.what);
         let job = keep_job(&task, resource, JobId::derived(&task.deployment, task.version, &what));
-        self.queue.submit(&[job]).await.map(drop)
+        self.queue.submit(&[job]).await?;
+        Ok(Heard::Seen)
     }
 
     /// Says that an orphan went.
@@ -189,6 +213,13 @@ impl Runner {
     }
 }
 
+/// What became of a notice.
+enum Heard {
+    Seen,
+    /// A job still works on the task.
+    Early,
+}
+
 /// What a task holds of a resource now.
 enum Held {
     As(Value),
@@ -197,8 +228,11 @@ enum Held {
 
 /// A resource that is to be kept as it is: no job works on its task.
 fn kept<'a>(task: &'a Task, kind: WorkloadKind, name: &Name) -> Option<&'a DesiredResource> {
-    let rests = matches!(task.phase, Phase::Ready | Phase::Failed);
-    task.desired.get(name).filter(|r| rests && r.kind == kind)
+    task.desired.get(name).filter(|r| is_at_rest(task.phase) && r.kind == kind)
+}
+
+fn is_at_rest(phase: Phase) -> bool {
+    matches!(phase, Phase::Ready | Phase::Failed | Phase::Deleted)
 }
 
 fn keep_job(task: &Task, resource: &DesiredResource, id: JobId) -> Job {
@@ -229,11 +263,4 @@ fn drift_event(
     let what = What::Drift { resource: id.name.clone(), kind, drifted };
     let version = lease.job.version.unwrap_or(Version(0));
     Event { at, deployment: id.deployment_id(), version, node: None, what }
-}
-
-async fn next(notices: &mut mpsc::Receiver<Notice>, stop: &CancellationToken) -> Option<Notice> {
-    tokio::select! {
-        notice = notices.recv() => notice,
-        () = stop.cancelled() => None,
-    }
 }
