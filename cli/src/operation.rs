@@ -134,6 +134,8 @@ fn why(job: &JobView) -> Error {
         let message = format!("{}: {}", subject(job), queue::state(job.state));
         Failure::new(Code::Cancelled, message)
     });
+    let seen = format!("see it with: rhizome job {} --node {}", job.id, job.node);
+    let failure = if failure.detail.is_none() { failure.with_detail(seen) } else { failure };
     let class = match failure.code.class() {
         Class::Refused => Class::Refused,
         Class::Failed | Class::Misuse | Class::Unreachable => Class::Failed,

@@ -93,12 +93,37 @@ impl Journal {
         Err(Failure::new(Code::NondeterministicScript, message))
     }
 
-    /// What it declared, in order.
-    pub fn declared(&self) -> impl Iterator<Item = &DesiredResource> {
-        self.steps.values().filter_map(|step| match &step.effect {
-            Effect::Declare { resource } => Some(resource),
-            Effect::Act { .. } | Effect::Log { .. } => None,
-        })
+    /// What it declared, in order, with the sizes that it has given since.
+    pub fn declared(&self) -> Vec<DesiredResource> {
+        let mut declared: Vec<DesiredResource> = Vec::new();
+        for (call, step) in &self.steps {
+            match &step.effect {
+                Effect::Declare { resource } => declared.push(resource.clone()),
+                Effect::Act { resource, action: Action::Resize { to } } => {
+                    let done = matches!(self.results.get(call), Some(Outcome::Succeeded(_)));
+                    let of = |r: &&mut DesiredResource| done && &r.name == resource;
+                    for resized in declared.iter_mut().filter(of) {
+                        // Done with this spec, it was a good one.
+                        if let Ok(spec) = resized.kind.resized(&resized.spec, to) {
+                            resized.spec = spec;
+                        }
+                    }
+                }
+                Effect::Act { .. } | Effect::Log { .. } => {}
+            }
+        }
+        declared
+    }
+
+    /// Whether it has resized anything.
+    pub fn resizes(&self) -> bool {
+        self.steps.values().any(|step| step.effect.resizes())
+    }
+}
+
+impl Effect {
+    pub fn resizes(&self) -> bool {
+        matches!(self, Self::Act { action: Action::Resize { .. }, .. })
     }
 }
 
@@ -138,7 +163,26 @@ mod tests {
             assert_eq!(failure.code, Code::NondeterministicScript);
             assert!(failure.message.contains(words), "{}", failure.message);
         }
-        assert_eq!(journal.declared().count(), 1);
+        assert_eq!(journal.declared().len(), 1);
+    }
+
+    #[test]
+    fn what_was_resized_is_declared_as_it_is_now() {
+        let step = |effect| Step { by: "1-0".into(), at: 1, effect };
+        let resize = |mib: u64| {
+            let to = json!({ "size": mib << 20 }).as_object().cloned().unwrap();
+            let resource = "a".parse().unwrap();
+            step(Effect::Act { resource, action: Action::Resize { to } })
+        };
+        let steps = [(0, step(declare("a", 1 << 20, 3))), (1, resize(2)), (2, resize(4))];
+        let mut journal = Journal { steps: steps.into(), ..Journal::default() };
+        let size = |journal: &Journal| journal.declared()[0].spec["size"].as_u64().unwrap() >> 20;
+        assert!(journal.resizes());
+        assert_eq!(size(&journal), 1, "none has ended yet");
+        journal.results.insert(1, Outcome::Succeeded(json!({})));
+        let failure = Failure::new(Code::InsufficientCapacity, "full");
+        journal.results.insert(2, Outcome::Failed(failure));
+        assert_eq!(size(&journal), 2);
     }
 
     #[test]

@@ -135,6 +135,13 @@ impl Demand {
         Ok(())
     }
 
+    /// One that was added takes another spec; until the end it may need either.
+    pub fn resize(&mut self, from: &DesiredResource, to: &Value) -> Result<(), Failure> {
+        let more = from.kind.demand(to)?.saturating_sub(from.demand()?);
+        self.total = self.total.saturating_add(more);
+        Ok(())
+    }
+
     pub fn total(&self) -> Capacity {
         self.total
     }

@@ -159,7 +159,7 @@ impl Queue {
             if declared == 0 {
                 return Ok(Some(task));
             }
-            task.declared = self.journal(id).await?.declared().cloned().collect();
+            task.declared = self.journal(id).await?.declared();
             // Else it changed between the two looks.
             if task.declared.len() == declared {
                 return Ok(Some(task));

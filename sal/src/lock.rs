@@ -21,15 +21,15 @@ pub(crate) struct Lock {
 impl Lock {
     /// Waits until nobody else holds it.
     pub fn take(path: &Path) -> Result<Self> {
-        Self::lock(path, FlockArg::LockExclusive)
+        Self::wait(path, FlockArg::LockExclusive)
     }
 
     /// Waits until nobody else has taken it; several may share it.
     pub fn share(path: &Path) -> Result<Self> {
-        Self::lock(path, FlockArg::LockShared)
+        Self::wait(path, FlockArg::LockShared)
     }
 
-    fn lock(path: &Path, how: FlockArg) -> Result<Self> {
+    fn wait(path: &Path, how: FlockArg) -> Result<Self> {
         loop {
             let file = File::options().create(true).append(true).open(path);
             let mut file = file.during(format_args!("open the lock {}", shown(path)))?;

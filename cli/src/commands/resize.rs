@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use rhizome_model::{Action, Bytes, Cpu};
+use rhizome_model::{Action, Bytes};
 use serde_json::{Map, json};
 
 use crate::cli::Globals;
@@ -28,7 +28,7 @@ pub struct To {
     pub size: Option<Bytes>,
     /// The processors of a machine; fractions are allowed.
     #[arg(long, value_name = "N")]
-    pub cpu: Option<Cpu>,
+    pub cpu: Option<f64>,
     /// The memory of a machine, such as 512MiB.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,

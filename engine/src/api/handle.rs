@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rhai::{Array, Dynamic, Engine, EvalAltResult, FuncRegistration, NativeCallContext, Position};
+use rhai::{
+    Array, Dynamic, Engine, EvalAltResult, FuncRegistration, Map, NativeCallContext, Position,
+};
 use rhizome_model::{Action, Code, Failure, Name, WorkloadKind};
 use serde_json::Value;
 
@@ -73,6 +75,34 @@ impl Handle {
     fn act(&self, action: Action) -> Fallible<Dynamic> {
         let name = self.0.name.clone();
         self.0.session.call(Call::Act { name, action }).map(|answer| from_json(&answer))
+    }
+
+    /// Does something with a snapshot of this name.
+    fn with_snapshot(
+        &self,
+        at: Position,
+        name: &str,
+        action: impl FnOnce(Name) -> Action,
+    ) -> Fallible<Dynamic> {
+        match name.parse() {
+            Ok(name) => self.act(action(name)),
+            Err(error) => {
+                let finding = Finding::new(Code::ScriptInvalid, at, format!("snapshot: {error}"));
+                Err(self.0.session.refuse(finding))
+            }
+        }
+    }
+
+    fn resize(&self, at: Position, to: Map) -> Fallible<Dynamic> {
+        let refuse = |code, what: String| {
+            self.0.session.refuse(Finding::new(code, at, format!("resize: {what}")))
+        };
+        match to_json(&Dynamic::from(to)) {
+            Ok(Value::Object(to)) if !to.is_empty() => self.act(Action::Resize { to }),
+            Ok(_) => Err(refuse(Code::ScriptInvalid, "say which field gets which size".into())),
+            Err(NoJson::Kind(what)) => Err(refuse(Code::ScriptInvalid, what)),
+            Err(NoJson::Limit(what)) => Err(refuse(Code::ScriptLimit, what)),
+        }
     }
 
     fn exec(&self, at: Position, command: Array) -> Fallible<Dynamic> {
@@ -155,11 +185,58 @@ fn methods(engine: &mut Engine) {
             handle.exec(place(&context), command)
         },
     );
+    actions(engine);
     for name in ["to_string", "to_debug"] {
         engine.register_fn(name, |handle: &mut Handle| handle.name().to_string());
     }
     engine.register_fn("==", |a: Handle, b: Handle| a.name() == b.name());
     engine.register_fn("!=", |a: Handle, b: Handle| a.name() != b.name());
+}
+
+/// What is done with a resource once per call, however often the script is evaluated.
+fn actions(engine: &mut Engine) {
+    for (name, action, doc) in [
+        ("start", Action::Start, "Starts a machine that was stopped or has ended: its status."),
+        ("stop", Action::Stop, "Stops a machine, which stays so until it is started: its status."),
+        ("restart", Action::Restart, "Stops a machine and starts it: its status."),
+    ] {
+        function(name, &["handle: &mut Handle", "Map"], doc)
+            .register_into_engine(engine, move |handle: &mut Handle| handle.act(action.clone()));
+    }
+    type Named = fn(Name) -> Action;
+    let named: [(&str, Named, &str); 3] = [
+        (
+            "snapshot",
+            |name| Action::Snapshot { name },
+            "Keeps what a volume holds now: `data.snapshot(\"monday\")` is `#{ name, taken_at }`.",
+        ),
+        (
+            "restore",
+            |name| Action::Restore { name },
+            "Brings a volume back to a snapshot, while no machine runs that mounts it: its status.",
+        ),
+        (
+            "drop_snapshot",
+            |name| Action::DropSnapshot { name },
+            "Forgets a snapshot of a volume; that there is none is fine.",
+        ),
+    ];
+    for (name, action, doc) in named {
+        function(name, &["handle: &mut Handle", "name: &str", "Map"], doc).register_into_engine(
+            engine,
+            move |context: NativeCallContext, handle: &mut Handle, name: &str| {
+                handle.with_snapshot(place(&context), name, action)
+            },
+        );
+    }
+    let doc = "Gives fields of the spec other values in place, for this version of the deployment: \
+               `data.resize(#{ size: \"20GiB\" })` is its status.";
+    function("resize", &["handle: &mut Handle", "to: Map", "Map"], doc).register_into_engine(
+        engine,
+        |context: NativeCallContext, handle: &mut Handle, to: Map| {
+            handle.resize(place(&context), to)
+        },
+    );
 }
 
 fn failures(engine: &mut Engine) {

@@ -125,6 +125,7 @@ impl Runner {
         let facts = journal.facts.clone().unwrap_or_else(|| self.facts.clone());
         let script = self.script_of(&task, &document, &facts);
         let new_facts = journal.facts.is_none().then(|| facts.clone());
+        let resized_before = journal.resizes();
         let (mut writer, inbox) = match Writer::new(lease, task.clone(), new_facts) {
             Ok(both) => both,
             Err(failure) => return self.failed(lease, task, policy, failure).await,
@@ -151,7 +152,11 @@ impl Runner {
             writing.await?;
             over
         };
+        let resized = resized_before || writer.resizes();
         let mut task = writer.into_task();
+        if resized {
+            task.declared = self.queue.journal(&task.deployment).await?.declared();
+        }
         let failure = match result {
             Ok(evaluation) => {
                 task.outputs = evaluation.outputs;

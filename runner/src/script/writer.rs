@@ -10,8 +10,8 @@
 
 use rhizome_engine::HostError;
 use rhizome_model::{
-    Capacity, Code, Demand, DesiredResource, Effect, Failure, Job, NodeFacts, Outcome, Phase, Step,
-    Task, What,
+    Action, Capacity, Code, Demand, DesiredResource, Effect, Failure, Job, NodeFacts, Outcome,
+    Phase, Step, Task, What,
 };
 use rhizome_queue::{Entries, Lease, QueueError};
 use rhizome_service::clock;
@@ -39,6 +39,8 @@ pub(super) struct Writer<'a> {
     demand: Demand,
     /// To be written with the first effect of the first attempt.
     facts: Option<NodeFacts>,
+    /// Whether anything was resized: then the journal knows better what is declared.
+    resizes: bool,
     entries: mpsc::UnboundedReceiver<Entry>,
 }
 
@@ -53,7 +55,7 @@ impl<'a> Writer<'a> {
             demand.add(resource)?;
         }
         let (inbox, entries) = mpsc::unbounded_channel();
-        Ok((Self { lease, task, demand, facts, entries }, inbox))
+        Ok((Self { lease, task, demand, facts, resizes: false, entries }, inbox))
     }
 
     /// Writes until nobody has anything to write any more; then the task is as the node holds it.
@@ -78,6 +80,10 @@ impl<'a> Writer<'a> {
             }
         }
         Ok(())
+    }
+
+    pub(super) fn resizes(&self) -> bool {
+        self.resizes
     }
 
     pub(super) fn into_task(self) -> Task {
@@ -122,6 +128,10 @@ impl<'a> Writer<'a> {
             // Its spec was checked when it was declared.
             demand.add(resource).map_err(|e| QueueError::Refused(e.to_string()))?;
         }
+        for entry in batch {
+            self.resizes |= is_resize(entry);
+            self.demand_of_resize(&mut demand, entry);
+        }
         task.reserved = larger(task.reserved, demand.total());
         task.updated_at = clock::now_ms();
         if task.phase != Phase::Running {
@@ -134,6 +144,16 @@ impl<'a> Writer<'a> {
         (self.task, self.demand) = (task, demand);
         self.task.declared.extend(declared);
         Ok(())
+    }
+
+    /// A size that makes no sense the runner refuses, which does it.
+    fn demand_of_resize(&self, demand: &mut Demand, entry: &Entry) {
+        let Entry::Begin { effect: Effect::Act { resource, action }, .. } = entry else { return };
+        let Action::Resize { to } = action else { return };
+        let Some(from) = self.task.declared.iter().find(|r| &r.name == resource) else { return };
+        if let Ok(spec) = from.kind.resized(&from.spec, to) {
+            let _ = demand.resize(from, &spec);
+        }
     }
 
     fn entries_of(&self, batch: &[Entry]) -> Entries {
@@ -181,6 +201,10 @@ fn resource_of(effect: &Effect) -> Option<&DesiredResource> {
         Effect::Declare { resource } => Some(resource),
         Effect::Act { .. } | Effect::Log { .. } => None,
     }
+}
+
+fn is_resize(entry: &Entry) -> bool {
+    matches!(entry, Entry::Begin { effect, .. } if effect.resizes())
 }
 
 fn declared_by(entry: &Entry) -> Option<&DesiredResource> {
