@@ -9,6 +9,7 @@ mod image;
 mod lifecycle;
 mod plan;
 mod queue_ops;
+mod reconcile;
 mod refusals;
 mod restart;
 mod tidy;
