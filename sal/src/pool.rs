@@ -17,6 +17,7 @@ use rhizome_model::{Bytes, Code};
 use crate::btrfs::Store;
 use crate::error::{During, Result, SalError, shown};
 use crate::files;
+use crate::lock::Lock;
 use crate::node::{NodeConfig, Pool};
 use crate::tool::Tool;
 
@@ -60,6 +61,19 @@ pub(crate) fn up(config: &NodeConfig) -> Result<Store> {
             .during(format_args!("close {} to others", shown(&folder)))?;
     }
     Ok(store)
+}
+
+/// Mounts the pool of a node that is up again, if somebody took it away; says whether it did.
+pub(crate) fn mend(config: &NodeConfig) -> Result<bool> {
+    let dir = config.pool_dir();
+    if matches!(config.pool, Pool::Mounted(_)) || is_mounted(&dir)? {
+        return Ok(false);
+    }
+    let _lock = Lock::take(&config.locks().join("node"))?;
+    if is_mounted(&dir)? {
+        return Ok(false);
+    }
+    up(config).map(|_| true)
 }
 
 /// The pool of a node that is up.

@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::lock::Lock;
 use crate::machine::Untold;
 use crate::node::Node;
+use crate::pool;
 
 /// What something printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -211,10 +212,16 @@ impl<D: Driver> Workload for Adapter<D> {
     }
 
     async fn keep(&self, id: &ResourceId, spec: &Value) -> Result<Kept> {
-        let (id, spec) = (id.clone(), parse::<D>(id, spec)?);
+        let (id, spec, node) = (id.clone(), parse::<D>(id, spec)?, self.node.clone());
         self.run(move |driver, lock| {
+            // First: without it everything would seem to be gone.
+            let mounted = pool::mend(&node.config)?;
             let _lock = lock(&id)?;
-            let (status, drifted) = driver.keep(&id, &spec)?;
+            let (status, mut drifted) = driver.keep(&id, &spec)?;
+            if mounted {
+                let found = Found::new(Drift::Mount, "the node's pool was not mounted");
+                drifted.insert(0, found.and_done(Repair::Restored));
+            }
             Ok(Kept { status: to_value(status)?, drifted })
         })
         .await

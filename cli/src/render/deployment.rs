@@ -80,11 +80,11 @@ fn state(view: &ResourceView, zone: &TimeZone) -> String {
     }
     let restarts = status.get("restarts").and_then(Value::as_u64).unwrap_or(0);
     if restarts > 0 {
-        state.push_str(&format!("; started again {restarts} times"));
+        state.push_str(&format!("; restarts: {restarts}"));
     }
     match status.get("last_exit") {
         // Where it fails, that is the reason.
-        Some(last) if reason.is_none() => format!("{state}, last because {}", value(last)),
+        Some(last) if reason.is_none() => format!("{state}, the last because {}", value(last)),
         _ => state,
     }
 }

@@ -144,6 +144,26 @@ async fn a_mount_and_a_limit_that_are_gone_come_back_while_the_machine_runs() {
 }
 
 #[tokio::test]
+async fn a_pool_that_somebody_unmounted_is_mounted_before_anything_else_is_done() {
+    let world = World::new().await;
+    let (data, web) = (id("1/demo/data"), id("1/demo/web"));
+    let volume = json!({ "size": "64MiB" });
+    let mut spec = world.script("sleep 1000");
+    spec["mounts"] = json!([{ "volume": "data", "path": "/data" }]);
+    world.volumes.ensure(&data, &volume).await.unwrap();
+    let status = world.machines.ensure(&web, &spec).await.unwrap().status;
+    assert_eq!(world.exec(&web, "echo kept > /data/file").await.0, 0);
+
+    run("umount", &["--lazy", &world.pool().to_string_lossy()]);
+    let kept = world.machines.keep(&web, &spec).await.unwrap();
+    assert_eq!(pairs(&kept), [(Drift::Mount, Repair::Restored)]);
+    assert_eq!(kept.status["pid"], status["pid"]);
+    assert_eq!(keep(&*world.volumes, &data, &volume).await, []);
+    let file = world.pool().join("volumes").join(data.file_name()).join("file");
+    assert_eq!(fs::read_to_string(file).unwrap(), "kept\n");
+}
+
+#[tokio::test]
 async fn pauses_go_on_doubling_over_the_death_of_the_one_who_counts() {
     let world = World::new().await;
     let web = id("1/demo/web");
