@@ -10,6 +10,7 @@ use rhizome_model::api::{JobView, Submitted};
 use rhizome_model::{AccountId, Code, Document, Envelope, Failure, KeyId, NodeId, TraceId};
 use rhizome_service::{ApiError, ApiResult, clock};
 use serde::Serialize;
+use tokio::sync::SemaphorePermit;
 use tracing::Instrument;
 
 use super::App;
@@ -59,14 +60,14 @@ fn unreadable(rejection: BytesRejection) -> ApiError {
 
 impl App {
     async fn take(&self, bytes: &[u8]) -> Result<Taken, Failure> {
-        let _permit = self.submissions.acquire().await.expect("nothing ever closes it");
+        let permit = self.submissions.acquire().await.expect("nothing ever closes it");
         let checked = self.check(bytes).await;
         let account = checked.as_ref().ok().map(|v| v.account.id);
         let taken = match checked {
             Ok(verified) => {
                 let trace_id = TraceId::of_payload(&verified.envelope.payload);
                 let span = tracing::info_span!("intake", %trace_id);
-                self.act_on(&verified, bytes).instrument(span).await
+                self.act_on(&verified, bytes, permit).instrument(span).await
             }
             Err(failure) => Err(failure),
         };
@@ -78,9 +79,16 @@ impl App {
         taken
     }
 
-    async fn act_on(&self, verified: &Verified, bytes: &[u8]) -> Result<Taken, Failure> {
+    async fn act_on(
+        &self,
+        verified: &Verified,
+        bytes: &[u8],
+        permit: SemaphorePermit<'_>,
+    ) -> Result<Taken, Failure> {
         match &verified.document {
             Document::Operation(document) => {
+                // A node that does not answer keeps nobody else from submitting.
+                drop(permit);
                 self.operate(verified, document, bytes).await.map(|job| Taken::Job(Box::new(job)))
             }
             Document::Deployment(_) | Document::Delete(_) => {

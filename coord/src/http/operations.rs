@@ -8,7 +8,7 @@ use rhizome_model::api::JobView;
 use rhizome_model::{Code, Failure, OperationDocument, Phase};
 use rhizome_service::clock;
 
-use super::App;
+use super::{App, too_many_streams};
 use crate::store::AuditEntry;
 
 /// An answer takes a look into the node's queue, and a write.
@@ -34,6 +34,7 @@ impl App {
                 format!("{id} is not on node {node}; `rhizome show {id}` says where it is");
             return Err(Failure::new(Code::WrongNode, message));
         }
+        let _permit = self.streams.clone().try_acquire_owned().map_err(|_| too_many_streams().0)?;
         let supervisor = self.nodes.supervisor(node).await?;
         let call = supervisor.ours.post_bytes::<JobView>("/v1/envelopes", bytes.to_vec());
         let job = tokio::time::timeout(ANSWER_WITHIN, call).await.unwrap_or_else(|_| {

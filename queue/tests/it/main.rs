@@ -12,6 +12,7 @@ mod jobs;
 mod journal;
 mod leases;
 mod model;
+mod operations;
 mod reservations;
 mod restart;
 mod storm;

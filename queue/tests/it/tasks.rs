@@ -40,6 +40,11 @@ pub async fn accept(queue: &Queue, task: &Task, base: Option<(u64, Phase)>) -> A
     ask(queue, Ask { task, base, nonce: &nonce, digest: &nonce, total: capacity(8000, 8) }).await
 }
 
+pub async fn accept_with(queue: &Queue, task: &Task, nonce: &str) -> Acceptance {
+    let total = capacity(8000, 8);
+    ask(queue, Ask { task, base: None, nonce, digest: nonce, total }).await
+}
+
 pub async fn scripts(queue: &Queue, name: &str) -> Runner {
     scripts_with(queue, name, 4).await
 }

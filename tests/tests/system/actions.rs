@@ -1,7 +1,11 @@
 //! Signed operations: done once, by whom they should, with what stays true afterwards.
 
+use std::fs::File;
 use std::time::Duration;
 
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rhizome_tests::{System, eventually};
 use serde_json::{Value, json};
 
@@ -173,6 +177,48 @@ fn a_new_size_is_desired_reserved_and_kept() {
     });
     sh(&system, "dd if=/dev/zero of=/data/more bs=1M count=25 && sync");
     assert_eq!(status(&system, "data")["size"], 72 << 20);
+}
+
+/// Nothing is half resized, whoever dies: what was reserved comes to be desired, or is given back.
+#[test]
+fn a_resize_survives_its_runner() {
+    let system = System::start();
+    deploy(&system);
+    let reserved = |system: &System| {
+        let usage = system.rhizome(&["node", "1"]).ok().json()["status"]["usage"].clone();
+        usage["reserved"]["disk"].as_u64().unwrap()
+    };
+    let before = reserved(&system);
+    // The SAL waits for its lock; until then the job has come as far as the reservation.
+    let held = hold(&system, "volume.1.app.data");
+    let job = system.rhizome(&["resize", "app/data", "--size", "48MiB", "--detach"]).ok().json();
+    let id = job["id"].as_str().unwrap();
+    eventually("it is reserved", Duration::from_secs(20), || {
+        (reserved(&system) == before + (16 << 20)).then_some(())
+    });
+    assert_eq!(resource(&system, "data")["spec"]["size"], 32 << 20, "not desired before it is so");
+    let pools = system.rhizome(&["runners"]).ok().json()["pools"].clone();
+    let pools = pools.as_array().unwrap();
+    let pool = pools.iter().find(|p| p["queues"].to_string().contains("volume-actions")).unwrap();
+    let pid = pool["runners"][0]["pid"].as_i64().unwrap();
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    drop(held);
+    let ended = eventually("another runner has done it", Duration::from_secs(60), || {
+        let job = system.rhizome(&["job", id]).ok().json();
+        (job["state"] != "running" && job["state"] != "queued").then_some(job)
+    });
+    assert_eq!(ended["state"], "succeeded", "{ended}");
+    assert_eq!(ended["attempts"].as_array().unwrap().len(), 2, "{ended}");
+    assert_eq!(resource(&system, "data")["spec"]["size"], 48 << 20);
+    assert_eq!(status(&system, "data")["size"], 48 << 20);
+    assert_eq!(reserved(&system), before + (16 << 20));
+}
+
+fn hold(system: &System, resource: &str) -> Flock<File> {
+    let path = system.state.join(format!("node-1/locks/{resource}"));
+    let file = File::options().create(true).append(true).open(path).unwrap();
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| e).unwrap()
 }
 
 #[test]
