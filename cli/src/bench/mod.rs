@@ -3,6 +3,7 @@
 mod deep;
 mod load;
 mod queue;
+mod script;
 mod submit;
 
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ pub struct Args {
 enum What {
     /// The job queue of a node: rates, latency, cost and recovery, beside raw Redis.
     Queue(queue::Args),
+    /// What journals cost, scripts of many resources, and deployments per second.
+    Script(script::Args),
     /// From submitting a script that does nothing to its result.
     Submit(submit::Args),
 }
@@ -31,6 +34,7 @@ enum What {
 pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     match args.what {
         What::Queue(args) => Box::pin(queue::run(args, globals)).await,
+        What::Script(args) => Box::pin(script::run(args, globals)).await,
         What::Submit(args) => Box::pin(submit::run(args, globals)).await,
     }
 }

@@ -43,8 +43,34 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
+    on_a_system(globals, async |globals, session| measure(&args, globals, session).await).await
+}
+
+/// Deployments per second, so many at a time.
+pub(super) async fn throughput(globals: &Globals, lanes: u64, count: u64) -> Result<f64, Error> {
+    let measure = async |_: &Globals, session: &Session| {
+        let mut submitters = Vec::new();
+        for lane in 0..lanes {
+            submitters.push(Submitter::open(session, lane).await?);
+        }
+        try_join_all(submitters.iter_mut().map(Submitter::deploy)).await?;
+        let each = (count / lanes).max(1);
+        let begun = Instant::now();
+        try_join_all(submitters.iter_mut().map(|s| s.deploy_times(each))).await?;
+        let per_s = (each * lanes) as f64 / begun.elapsed().as_secs_f64();
+        try_join_all(submitters.iter_mut().map(Submitter::delete)).await?;
+        Ok(per_s)
+    };
+    on_a_system(globals, measure).await
+}
+
+/// The system that runs, or one of our own for this.
+async fn on_a_system<T>(
+    globals: &Globals,
+    measure: impl AsyncFnOnce(&Globals, &Session) -> Result<T, Error>,
+) -> Result<T, Error> {
     match Session::open(globals) {
-        Ok(session) => measure(&args, globals, &session).await,
+        Ok(session) => measure(globals, &session).await,
         Err(failure) if failure.code == Code::Unavailable => {
             output::note("no system runs: starting one for this");
             let mut own = OwnSystem::start().await?;
@@ -53,7 +79,10 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
                 json: globals.json,
                 ..Globals::default()
             };
-            let result = measure(&args, &globals, &Session::open(&globals)?).await;
+            let result = match Session::open(&globals) {
+                Ok(session) => measure(&globals, &session).await,
+                Err(failure) => Err(failure.into()),
+            };
             own.stop().await;
             result
         }
