@@ -28,6 +28,8 @@ use crate::operation::Trouble;
 
 /// The longest that one resource may take.
 const TIMEOUT_MS: u64 = 5 * 60 * 1000;
+/// Who keeps failing is tried again with the next round: each attempt is an event.
+const ATTEMPTS: u32 = 3;
 /// Notices that came too early are looked at again this often.
 const EARLY: Duration = Duration::from_secs(1);
 
@@ -246,7 +248,7 @@ fn keep_job(task: &Task, resource: &DesiredResource, id: JobId) -> Job {
         version: Some(task.version),
         resource: Some(resource.name.clone()),
         priority: Priority::Normal,
-        max_attempts: resource.kind.retry().attempts,
+        max_attempts: ATTEMPTS,
         timeout_ms: TIMEOUT_MS,
         ..Job::new(id, queue_name(&work), task.deployment.account, work)
     }

@@ -206,6 +206,39 @@ fn what_somebody_takes_away_under_a_machine_comes_back() {
 }
 
 #[test]
+fn what_is_gone_is_made_again_after_what_it_refers_to() {
+    let system = System::start();
+    let image = busybox(&system.state);
+    let chain = |n: u32| {
+        format!(
+            "volume(\"v{n}\", #{{ size: \"8MiB\" }});
+             machine(\"m{n}\", #{{ image: \"{image}\", memory: \"16MiB\", cpu: 0.05,
+                 mounts: [#{{ volume: \"v{n}\", path: \"/data\" }}],
+                 command: [\"/bin/sleep\", \"100000\"] }});\n"
+        )
+    };
+    let source: String = (0..4).map(chain).collect();
+    let script = system.script("app.rhai", &source);
+    system.rhizome(&["deploy", &script, "--name", "app"]).ok();
+    let before = system.kernel();
+    let pool = system.state.join("node-1/pool");
+    for n in 0..4 {
+        for path in [format!("machines/1.app.m{n}"), format!("volumes/1.app.v{n}")] {
+            run("btrfs", &["-q", "subvolume", "delete", &pool.join(path).to_string_lossy()]);
+        }
+    }
+    kill_supervisor(&system);
+    for n in 0..4 {
+        assert_eq!(await_drift(&system, &format!("v{n}"), "missing", 60)["action"], "made");
+        assert_eq!(await_drift(&system, &format!("m{n}"), "missing", 60)["action"], "made");
+    }
+    assert_eq!(system.kernel().machines(), before.machines());
+    // A machine whose volume is not there yet would have been refused.
+    let events = system.rhizome(&["events", "app"]).ok().stdout;
+    assert!(!events.contains("resource_failed"), "{events}");
+}
+
+#[test]
 fn orphans_of_ours_go_and_what_is_not_ours_stays() {
     let system = System::start();
     let image = busybox(&system.state);
