@@ -7,4 +7,4 @@ mod kernel;
 mod system;
 
 pub use kernel::{Kernel, processes_naming};
-pub use system::{Answer, System, command, eventually};
+pub use system::{Answer, System, binary, command, eventually};

@@ -213,7 +213,7 @@ pub fn command() -> Command {
     Command::new(binary())
 }
 
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile: &Path = test.ancestors().nth(2).unwrap();
     let binary = profile.join("rhizome");

@@ -1,0 +1,187 @@
+//! Scripts that survive: whatever dies while one is evaluated, it ends as if nothing had.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+
+mod world;
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use rhizome_model::{Code, OnFailure, Phase, Policy};
+
+use world::{Ended, World};
+
+/// One statement of a script; numbers name earlier declarations, as far as there are any.
+#[derive(Debug, Clone)]
+enum Statement {
+    Declare { mib: u8 },
+    DeclareBad,
+    Read(usize),
+    Act(usize),
+    Caught(usize),
+    Log,
+    Output,
+    Fail,
+}
+
+fn statement() -> impl Strategy<Value = Statement> {
+    prop_oneof![
+        6 => (1u8..5).prop_map(|mib| Statement::Declare { mib }),
+        1 => Just(Statement::DeclareBad),
+        4 => any::<usize>().prop_map(Statement::Read),
+        4 => any::<usize>().prop_map(Statement::Act),
+        2 => any::<usize>().prop_map(Statement::Caught),
+        2 => Just(Statement::Log),
+        2 => Just(Statement::Output),
+        1 => Just(Statement::Fail),
+    ]
+}
+
+fn source(statements: &[Statement]) -> String {
+    let mut source = String::from("let last = 0;\n");
+    let mut names: Vec<String> = Vec::new();
+    for (n, statement) in statements.iter().enumerate() {
+        let pick = |at: &usize| names.get(at % names.len().max(1)).cloned();
+        let line = match statement {
+            Statement::Declare { mib } => {
+                names.push(format!("v{n}"));
+                format!("let v{n} = volume(\"v{n}\", #{{ size: \"{mib}MiB\" }});")
+            }
+            Statement::DeclareBad => {
+                names.push(format!("v{n}"));
+                format!("let v{n} = volume(\"bad{n}\", #{{ size: \"1MiB\" }});")
+            }
+            Statement::Log => format!("log(`{n} ${{last}}`);"),
+            Statement::Fail => format!("if last > {} {{ fail(\"enough\"); }}", n % 3),
+            Statement::Read(at) => match pick(at) {
+                Some(v) => format!("log(`{v} ${{{v}.used}}`);"),
+                None => continue,
+            },
+            Statement::Act(at) => match pick(at) {
+                Some(v) => format!("last = {v}.wait().exit_code;"),
+                None => continue,
+            },
+            Statement::Caught(at) => match pick(at) {
+                Some(v) => {
+                    format!("try {{ last = {v}.wait().exit_code; }} catch (e) {{ log(e.code); }}")
+                }
+                None => continue,
+            },
+            Statement::Output => format!("output(\"o{n}\", last);"),
+        };
+        // Writing to a String does not fail.
+        let _ = writeln!(source, "{line}");
+    }
+    source
+}
+
+async fn undisturbed(
+    world: &World,
+    name: &str,
+    policy: &Policy,
+    versions: &[String],
+) -> Vec<Ended> {
+    let runner = world.script_runner();
+    let mut ends = Vec::new();
+    for (n, source) in versions.iter().enumerate() {
+        let job = world.submit(name, n as u64 + 1, policy.clone(), source).await;
+        ends.push(world.ended(name, job).await);
+    }
+    world.kill(runner).await;
+    ends
+}
+
+async fn disturbed(
+    world: &World,
+    name: &str,
+    policy: &Policy,
+    versions: &[String],
+    deaths: &[u64],
+) -> Vec<Ended> {
+    let mut ends = Vec::new();
+    for (n, source) in versions.iter().enumerate() {
+        let job = world.submit(name, n as u64 + 1, policy.clone(), source).await;
+        for micros in deaths {
+            let runner = world.script_runner();
+            tokio::time::sleep(Duration::from_micros(*micros)).await;
+            world.kill(runner).await;
+        }
+        let runner = world.script_runner();
+        ends.push(world.ended(name, job).await);
+        world.kill(runner).await;
+    }
+    ends
+}
+
+/// Two versions of random scripts; the runner dies at random moments of the one run and not of the other.
+#[test]
+fn a_script_whose_runners_die_ends_as_one_whose_runner_lives() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let world = runtime.block_on(World::new());
+    let cases = std::env::var("RHIZOME_SCRIPTS").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
+    let seed = match std::env::var("RHIZOME_SEED") {
+        Ok(seed) => seed.parse().unwrap(),
+        Err(_) => uuid::Uuid::new_v4().as_u64_pair().0,
+    };
+    println!("RHIZOME_SEED={seed}");
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_be_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let config =
+        Config { cases, max_shrink_iters: 30, failure_persistence: None, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, rng);
+    let script = || proptest::collection::vec(statement(), 1..14);
+    let keep = any::<bool>();
+    let deaths = proptest::collection::vec(3_000u64..60_000, 1..4);
+    let number = std::cell::Cell::new(0);
+    let ended = runner.run(&(script(), script(), keep, deaths), |(first, second, keep, deaths)| {
+        number.set(number.get() + 1);
+        let number = number.get();
+        let versions = [source(&first), source(&second)];
+        let on_failure = if keep { OnFailure::Keep } else { OnFailure::Rollback };
+        let policy = Policy { on_failure, ..Policy::default() };
+        let (calm, stormy) = (format!("calm-{number}"), format!("stormy-{number}"));
+        let (calm, stormy) = runtime.block_on(async {
+            (
+                undisturbed(&world, &calm, &policy, &versions).await,
+                disturbed(&world, &stormy, &policy, &versions, &deaths).await,
+            )
+        });
+        prop_assert_eq!(calm, stormy, "{}\n---\n{}", &versions[0], &versions[1]);
+        Ok(())
+    });
+    ended.unwrap_or_else(|failure| panic!("RHIZOME_SEED={seed}: {failure}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_that_is_caught_is_not_that_of_the_script() {
+    let world = World::new().await;
+    let source =
+        "let a = volume(\"a\", #{ size: \"1MiB\" }); let b = volume(\"bad\", #{ size: \"1MiB\" });
+        try { b.used; } catch (e) { output(\"code\", e.code); }
+        output(\"a\", a.used);";
+    let ends = undisturbed(&world, "caught", &Policy::default(), &[source.into()]).await;
+    assert_eq!((ends[0].phase, ends[0].code), (Phase::Ready, None));
+    assert_eq!(ends[0].outputs["code"], "invalid_spec");
+    assert_eq!(ends[0].volumes.keys().collect::<Vec<_>>(), ["a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_cause_is_told_with_its_line() {
+    let world = World::new().await;
+    let source = "let a = volume(\"bad-a\", #{ size: \"1MiB\" });\nlet b = volume(\"bad-b\", #{ size: \"1MiB\" });\na.used;";
+    let runner = world.script_runner();
+    let job = world.submit("causes", 1, Policy::default(), source).await;
+    let ended = world.ended("causes", job).await;
+    world.kill(runner).await;
+    assert_eq!((ended.phase, ended.code), (Phase::Failed, Some(Code::InvalidSpec)));
+    assert!(ended.volumes.is_empty(), "a first version that fails leaves nothing");
+    let task = world.queue.task(&"1/causes".parse().unwrap()).await.unwrap().unwrap();
+    let detail = task.failure.unwrap().detail.unwrap();
+    assert!(
+        detail.contains("line 1: volume 'bad-a'") && detail.contains("line 2: volume 'bad-b'"),
+        "{detail}"
+    );
+}
