@@ -71,7 +71,7 @@ async fn what_is_refused_changes_nothing() {
         (Code::BadEnvelope, b"{}".to_vec()),
         (Code::BadEnvelope, Vec::new()),
         (Code::UnknownPayloadType, foreign_type),
-        (Code::UnknownPayloadType, operation),
+        (Code::InvalidDocument, operation),
         (Code::BadSignature, tampered("/payload")),
         (Code::BadSignature, tampered("/signatures/0/sig")),
         (Code::BadSignature, half_bad()),

@@ -90,7 +90,7 @@ async fn each_refusal_has_its_own_code() {
     let other = owner().sign_envelope("application/json", b"{}").to_json();
     assert_eq!(code_of(other.as_bytes()).await, Code::UnknownPayloadType);
     let operation = owner().sign_envelope(payload_type::OPERATION, b"{}").to_json();
-    assert_eq!(code_of(operation.as_bytes()).await, Code::UnknownPayloadType);
+    assert_eq!(code_of(operation.as_bytes()).await, Code::InvalidDocument);
 
     let mut tampered =
         owner().sign_envelope(payload_type::DEPLOYMENT, document().to_string().as_bytes());
