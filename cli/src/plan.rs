@@ -110,7 +110,7 @@ pub async fn on_nodes(
             limits: base.limits,
         };
         let plan = rhizome_engine::plan(sandboxes, &script).await?;
-        plans.push(compare(&deployment, document.version, &document.policy, base, plan)?);
+        plans.push(compare(document, &deployment, base, plan)?);
     }
     Ok(Foretold::new(deployment, document.version, plans))
 }
@@ -127,20 +127,20 @@ pub async fn from_nothing(
     let version = context.version;
     let script = Script { file: file.to_owned(), source, context, limits: Limits::default() };
     let plan = rhizome_engine::plan(sandboxes, &script).await?;
-    let rows = Comparison::new(&[], &plan.resources, plan.complete, &Policy::default())?.rows;
+    let rows = Comparison::new(&[], &plan.resources, plan.unseen(""), &Policy::default())?.rows;
     let rows = rows.into_iter().map(|row| Row { row, address: None });
     let node = node_plan(plan, rows.collect(), None)?;
     Ok(Foretold::new(deployment, version, vec![node]))
 }
 
 fn compare(
+    document: &DeploymentDocument,
     deployment: &DeploymentId,
-    version: Version,
-    policy: &Policy,
     base: &PlanBase,
     plan: Plan,
 ) -> Result<NodePlan, Failure> {
-    let comparison = Comparison::new(&base.resources, &plan.resources, plan.complete, policy)?;
+    let unseen = plan.unseen(&document.script);
+    let comparison = Comparison::new(&base.resources, &plan.resources, unseen, &document.policy)?;
     let lost = comparison.at_risk.iter().map(|r| r.name.clone());
     let lost: Vec<Name> = lost.filter(|name| base.holding.contains(name)).collect();
     let addresses = addresses(deployment, &base.facts, &plan)?;
@@ -152,8 +152,8 @@ fn compare(
         Row { row, address }
     });
     let node = node_plan(plan, rows.collect(), Some(base))?;
-    let refused = admit(deployment, base, version, node.reserved)
-        .and_then(|()| Comparison::data_loss(&lost, node.complete));
+    let refused = admit(deployment, base, document.version, node.reserved)
+        .and_then(|()| Comparison::data_loss(&lost));
     Ok(NodePlan { failure: refused.err(), ..node })
 }
 
@@ -257,10 +257,17 @@ mod tests {
         Plan { resources, complete: true, ..Plan::default() }
     }
 
+    fn node(base: &PlanBase, version: u64, plan: Plan) -> NodePlan {
+        let document = json!({
+            "account": 1, "name": "app", "version": version, "network": "dev", "script": "",
+            "placement": { "nodes": [7] }, "expires": 1, "nonce": "0123456789abcdef",
+        });
+        let document = serde_json::from_value(document).unwrap();
+        compare(&document, &"1/app".parse().unwrap(), base, plan).unwrap()
+    }
+
     fn refused(base: &PlanBase, version: u64, plan: Plan) -> Option<Code> {
-        let deployment = "1/app".parse().unwrap();
-        let plan = compare(&deployment, Version(version), &Policy::default(), base, plan);
-        plan.unwrap().failure.map(|f| f.code)
+        node(base, version, plan).failure.map(|f| f.code)
     }
 
     #[test]
@@ -287,8 +294,7 @@ mod tests {
         let with = |complete| {
             let plan = Plan { complete, ..plan_of(vec![volume("data", 8)]) };
             let base = base(vec![volume("data", 8)], &[]);
-            let node = compare(&deployment, Version(2), &Policy::default(), &base, plan).unwrap();
-            Foretold::new(deployment.clone(), Version(2), vec![node]).changes
+            Foretold::new(deployment.clone(), Version(2), vec![node(&base, 2, plan)]).changes
         };
         assert_eq!((with(true), with(false)), (false, true));
     }

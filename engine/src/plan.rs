@@ -30,6 +30,13 @@ pub struct Plan {
     pub outputs: BTreeMap<String, Value>,
 }
 
+impl Plan {
+    /// The script's source, where there may be more in it than the plan has seen.
+    pub fn unseen<'a>(&self, source: &'a str) -> Option<&'a str> {
+        (!self.complete).then_some(source)
+    }
+}
+
 /// Evaluates a script against a host that only predicts. Secrets are placeholders in it.
 pub async fn plan(sandboxes: &Sandboxes, script: &Script) -> Result<Plan, Failure> {
     let planner = Planner::new(&script.context);

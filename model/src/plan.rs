@@ -56,12 +56,13 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// A plan that is not complete does not know what comes later: it has no rows for what may
-    /// still be declared, but counts its data as at risk.
+    /// `unseen` is the source of a script whose plan ended before the script did. What such a plan
+    /// has not seen declared may still be: it has no row, and its data counts as at risk only where
+    /// the source does not even have its name. Whoever deletes has a last look.
     pub fn new(
         desired: &[DesiredResource],
         planned: &[DesiredResource],
-        complete: bool,
+        unseen: Option<&str>,
         policy: &Policy,
     ) -> Result<Self, Failure> {
         let mut left: BTreeMap<&Name, &DesiredResource> =
@@ -77,8 +78,8 @@ impl Comparison {
             rows.push(PlanRow { name: new.name.clone(), kind: new.kind, step });
         }
         let gone = || desired.iter().rev().filter(|r| left.contains_key(&r.name));
-        lost.extend(gone());
-        if complete {
+        lost.extend(gone().filter(|r| unseen.is_none_or(|source| !names(source, &r.name))));
+        if unseen.is_none() {
             let reason = "the script no longer declares it";
             rows.extend(gone().map(|r| PlanRow {
                 name: r.name.clone(),
@@ -92,27 +93,28 @@ impl Comparison {
     }
 
     /// The refusal of a version that would lose the data of these; none when there are none.
-    pub fn data_loss(holding: &[Name], complete: bool) -> Result<(), Failure> {
+    pub fn data_loss(holding: &[Name]) -> Result<(), Failure> {
         let names: Vec<_> = holding.iter().map(Name::as_str).collect();
         let them = match names.as_slice() {
             [] => return Ok(()),
             [_] => "it",
             _ => "them",
         };
-        let early = if complete {
-            String::new()
-        } else {
-            format!(" (where the script waits for something, declare {them} before that)")
-        };
         let flags: Vec<_> = names.iter().map(|name| format!("--allow-data-loss {name}")).collect();
         let message = format!(
-            "this version deletes or replaces what holds data: {}; declare {them}{early}, or put \
-             \"allow_data_loss\": {names:?} into the policy ({})",
+            "this version deletes or replaces what holds data: {}; declare {them} (where the script \
+             waits for something, before that), or put \"allow_data_loss\": {names:?} into the \
+             policy ({})",
             names.join(", "),
             flags.join(" ")
         );
         Err(Failure::new(Code::DataLoss, message))
     }
+}
+
+/// Whether a script has a name as a text of its own.
+fn names(source: &str, name: &Name) -> bool {
+    ['"', '`'].iter().any(|quote| source.contains(&format!("{quote}{name}{quote}")))
 }
 
 impl PlanStep {
@@ -160,8 +162,8 @@ mod tests {
         resource(WorkloadKind::Machine, name, json!({ "image": "file:///a", "env": { "A": more } }))
     }
 
-    fn compare(old: &[DesiredResource], new: &[DesiredResource], complete: bool) -> Comparison {
-        Comparison::new(old, new, complete, &Policy::default()).unwrap()
+    fn compare(old: &[DesiredResource], new: &[DesiredResource]) -> Comparison {
+        Comparison::new(old, new, None, &Policy::default()).unwrap()
     }
 
     fn words(comparison: &Comparison) -> Vec<String> {
@@ -193,7 +195,7 @@ mod tests {
             machine("moved", "2"),
             machine("new", "1"),
         ];
-        let comparison = compare(&old, &new, true);
+        let comparison = compare(&old, &new);
         assert_eq!(
             words(&comparison),
             [
@@ -209,16 +211,20 @@ mod tests {
         assert_eq!(at_risk(&comparison), ["gone", "turned"]);
         let policy =
             Policy { allow_data_loss: ["gone".parse().unwrap()].into(), ..Policy::default() };
-        let allowed = Comparison::new(&old, &new, true, &policy).unwrap();
+        let allowed = Comparison::new(&old, &new, None, &policy).unwrap();
         assert_eq!(at_risk(&allowed), ["turned"]);
         assert_eq!(allowed.rows, comparison.rows, "the policy changes nothing but the refusal");
     }
 
     #[test]
-    fn an_incomplete_plan_deletes_nothing_yet_and_still_counts_the_data() {
-        let comparison = compare(&[volume("later", 8), machine("m", "1")], &[], false);
+    fn an_incomplete_plan_deletes_nothing_yet_and_counts_the_data_that_nobody_names() {
+        let old = [volume("later", 8), volume("gone", 8), machine("m", "1")];
+        let source = "m.wait(); volume(\"later\", #{});";
+        let comparison = Comparison::new(&old, &[], Some(source), &Policy::default()).unwrap();
         assert!(comparison.rows.is_empty());
-        assert_eq!(at_risk(&comparison), ["later"]);
+        assert_eq!(at_risk(&comparison), ["gone"]);
+        assert!(names("volume(`a`, 1)", &"a".parse().unwrap()));
+        assert!(!names("volume(\"ab\", 1)", &"a".parse().unwrap()));
     }
 
     #[test]
@@ -226,9 +232,9 @@ mod tests {
         let with = |name: &str, sealed: &str| {
             machine("m", &secret_token(&format!("1/demo/{name}"), sealed))
         };
-        let same = compare(&[with("a", "x")], &[with("a", "y")], true);
+        let same = compare(&[with("a", "x")], &[with("a", "y")]);
         assert_eq!(words(&same), ["unchanged m"]);
-        let other = compare(&[with("a", "x")], &[with("b", "y")], true);
+        let other = compare(&[with("a", "x")], &[with("b", "y")]);
         let text = serde_json::to_string(&other.rows).unwrap();
         assert!(text.contains("(secret a)") && text.contains("(secret b)"), "{text}");
         assert!(!text.contains("sealed"), "{text}");
@@ -237,9 +243,8 @@ mod tests {
     #[test]
     fn the_refusal_says_what_to_write() {
         let names: Vec<Name> = vec!["a".parse().unwrap(), "b".parse().unwrap()];
-        assert!(Comparison::data_loss(&[], false).is_ok());
-        let failure = Comparison::data_loss(&names, true).unwrap_err();
-        assert!(!failure.message.contains("waits"), "{}", failure.message);
+        assert!(Comparison::data_loss(&[]).is_ok());
+        let failure = Comparison::data_loss(&names).unwrap_err();
         assert_eq!(failure.code, Code::DataLoss);
         for part in ["a, b", r#""allow_data_loss": ["a", "b"]"#, "--allow-data-loss b"] {
             assert!(failure.message.contains(part), "{}", failure.message);

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    Capacity, DeploymentId, Failure, FarmId, JobId, Name, NodeId, Phase, Version, WorkloadKind,
+    Capacity, DeploymentId, Document, Envelope, Failure, FarmId, JobId, Name, NodeId, Phase,
+    Policy, Version, WorkloadKind,
 };
 
 /// One deployment on one node.
@@ -87,6 +88,17 @@ impl Task {
             failure: None,
             stuck: None,
             updated_at: 0,
+        }
+    }
+
+    /// The policy of this version; without a readable envelope, the usual one.
+    pub fn policy(&self) -> Policy {
+        let envelope = Envelope::from_json(self.envelope.as_bytes()).ok();
+        let document =
+            envelope.and_then(|e| Document::from_payload(&e.payload_type, &e.payload)?.ok());
+        match document {
+            Some(Document::Deployment(document)) => document.policy,
+            _ => Policy::default(),
         }
     }
 

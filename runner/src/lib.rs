@@ -10,6 +10,7 @@
 //! the queue holds. It must not know a Redis key, nor how a workload is made.
 
 mod attempt;
+mod data;
 mod keep;
 mod operation;
 mod resize;

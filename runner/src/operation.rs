@@ -196,6 +196,7 @@ impl Runner {
                 Ok(self.workload(*kind)?.observe(id).await?.unwrap_or(Value::Null))
             }
             Work::Delete { kind, id } => {
+                self.keep_data(*kind, id).await?;
                 self.workload(*kind)?.delete(id).await?;
                 Ok(Value::Null)
             }

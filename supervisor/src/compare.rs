@@ -6,8 +6,8 @@ use std::time::Duration;
 use rhizome_engine::Plan;
 use rhizome_model::api::PlanBase;
 use rhizome_model::{
-    Comparison, DeploymentId, DesiredResource, Failure, Job, JobId, Name, Outcome, Policy,
-    Priority, Work, queue_name,
+    Comparison, DeploymentDocument, DeploymentId, DesiredResource, Failure, Job, JobId, Name,
+    Outcome, Priority, Work, queue_name,
 };
 use rhizome_service::clock;
 use tokio::time::{Instant, timeout_at};
@@ -25,11 +25,12 @@ impl Supervisor {
         deployment: &DeploymentId,
         desired: &[DesiredResource],
         plan: &Plan,
-        policy: &Policy,
+        document: &DeploymentDocument,
     ) -> Result<(), Failure> {
-        let comparison = Comparison::new(desired, &plan.resources, plan.complete, policy)?;
+        let unseen = plan.unseen(&document.script);
+        let comparison = Comparison::new(desired, &plan.resources, unseen, &document.policy)?;
         let holding = self.holding(deployment, &comparison.at_risk).await?;
-        Comparison::data_loss(&holding, plan.complete)
+        Comparison::data_loss(&holding)
     }
 
     /// What a plan of the next version needs to know of this node.

@@ -113,22 +113,26 @@ fn every_example_does_what_its_plan_says() {
     let system = System::start();
     let image = format!("image={}", busybox(&system.state));
     // Steps of those that change with their parameters.
-    let steps: BTreeMap<&str, Vec<&[&str]>> = [
-        ("fleet", vec![&["replicas=2"][..], &["replicas=3"], &["replicas=1"]]),
+    let steps: BTreeMap<&str, Vec<&str>> = [
+        ("fleet", vec!["replicas=2", "replicas=3", "replicas=1"]),
         (
             "plan",
-            vec![&[][..], &["size=32MiB", "memory=64MiB"], &["size=32MiB", "greeting=Servus"]],
+            vec![
+                "size=16MiB",
+                "size=32MiB memory=64MiB",
+                "size=32MiB greeting=Servus",
+                "size=32MiB greeting=Servus archive=false",
+            ],
         ),
     ]
     .into();
     for script in scripts() {
         let name = script.file_stem().unwrap().to_str().unwrap();
         let path = script.to_str().unwrap();
-        let base = [path, "--name", name, "--param", &image];
-        let steps = steps.get(name).cloned().unwrap_or_else(|| vec![&[]]);
-        for params in &steps {
+        let base = [path, "--name", name, "--param", &image, "--allow-data-loss", "archive"];
+        for params in steps.get(name).cloned().unwrap_or_else(|| vec![""]) {
             let mut options = base.to_vec();
-            options.extend(params.iter().flat_map(|p| ["--param", *p]));
+            options.extend(params.split_whitespace().flat_map(|p| ["--param", p]));
             // Twice: the second time nothing is to be done.
             step(&system, name, &options);
             let again = step(&system, name, &options);
@@ -251,6 +255,25 @@ fn data_goes_only_where_the_policy_gives_it_up() {
     let refused = system.rhizome(&with("deploy", &one)).refused(3, "data_loss").json();
     assert!(!refused["error"].as_str().unwrap().contains("a, b"), "{refused}");
     assert_eq!(system.kernel(), before, "a refusal changes nothing");
+
+    // What cannot be found out in time counts as data.
+    let keeps = system.script("keeps.rhai", &writes(&["a", "b"]));
+    let keeps = ["--name", "app", &keeps];
+    assert_eq!(system.rhizome(&with("plan", &keeps)).code, CHANGES);
+    system.rhizome(&["runners", "pause", "volume"]).ok();
+    let unknown = system.rhizome(&with("plan", &keeps)).refused(1, "data_loss").json();
+    assert!(unknown["error"].as_str().unwrap().contains("\"empty\""), "{unknown}");
+    system.rhizome(&["runners", "resume", "volume"]).ok();
+
+    // Nor does it go where no plan can foresee that: the version fails, and nothing is lost.
+    let unseen = system.script("unseen.rhai", &format!("{empty}{}{b}", writes(&["a"])));
+    let unseen = ["--name", "app", &unseen];
+    assert_eq!(system.rhizome(&with("plan", &unseen)).code, CHANGES);
+    assert_ne!(system.rhizome(&with("deploy", &unseen)).code, 0);
+    let events = system.plain(&["events", "app"]).ok().stdout;
+    assert!(events.contains("(data_loss)"), "{events}");
+    assert_eq!(system.kernel().volumes, before.volumes);
+    assert_eq!(system.kernel().machines(), before.machines());
 
     let both = [&one[..], &["--allow-data-loss", "b"]].concat();
     step(&system, "app", &both);
