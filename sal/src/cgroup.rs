@@ -32,6 +32,14 @@ pub(crate) enum Version {
     V2,
 }
 
+/// Of a container, as the kernel shows them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub cpu_quota_us: Option<u64>,
+    pub memory: Option<u64>,
+    pub pids: Option<u64>,
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct Cgroups {
     /// Mount points of all hierarchies, the tracking one first.
@@ -84,6 +92,24 @@ impl Cgroups {
         let root = self.roots.iter().find(|r| controller.is_empty() || r.ends_with(controller));
         let root = root.cloned().unwrap_or_default();
         root.join(&self.parent).join(id.file_name()).join(file)
+    }
+
+    /// What a container may use at most; each unknown where its controller is not there.
+    pub fn limits(&self, id: &ResourceId) -> Limits {
+        let group = format!("{}/{}", self.parent, id.file_name());
+        let read = |v1: &str, v2: &str| {
+            let files =
+                self.roots.iter().flat_map(|r| [r.join(&group).join(v1), r.join(&group).join(v2)]);
+            let text = files.filter_map(|file| fs::read_to_string(file).ok()).next()?;
+            // Without a limit it says "max" or -1.
+            let number = text.split_whitespace().next().and_then(|word| word.parse().ok());
+            Some(number.unwrap_or(u64::MAX))
+        };
+        Limits {
+            cpu_quota_us: read("cpu.cfs_quota_us", "cpu.max"),
+            memory: read("memory.limit_in_bytes", "memory.max"),
+            pids: read("pids.max", "pids.max"),
+        }
     }
 
     pub fn prepare(&self) -> Result<()> {

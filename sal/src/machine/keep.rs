@@ -7,14 +7,18 @@ use rhizome_model::kind::{MachineSpec, MachineState, MachineStatus};
 use rhizome_model::{Drift, Drifted, Repair, ResourceId};
 use serde::{Deserialize, Serialize};
 
+use super::bundle::cpu_quota_us;
 use super::life::{Life, Record, Stop};
 use super::place::{Place, booted_at};
-use super::{Driver, actions, identity, mounts};
+use super::{Driver, Runtime, actions, identity, mounts};
 use crate::btrfs::{self, Counted};
 use crate::error::Result;
 use crate::lock::Lock;
 use crate::workload::{Driver as _, Found};
 use crate::{files, net};
+
+/// The kernel counts memory in pages; the largest there are.
+const PAGE: u64 = 64 << 10;
 
 /// What the system shows of a machine.
 #[derive(Debug, Clone, Default)]
@@ -28,7 +32,8 @@ struct Seen {
     rests: bool,
     /// Why nothing watches it.
     loss: String,
-    limited: bool,
+    /// What is not limited as declared.
+    unlimited: Vec<&'static str>,
     network: Vec<String>,
     mounts: Vec<String>,
 }
@@ -46,8 +51,9 @@ fn drift(seen: &Seen) -> Vec<Found> {
         return vec![Found::new(Drift::Lost, seen.loss.clone())];
     }
     let mut found = Vec::new();
-    if !seen.limited {
-        found.push(Found::new(Drift::Limit, "its disk is not limited as declared"));
+    if !seen.unlimited.is_empty() {
+        let cause = format!("not limited as declared: {}", seen.unlimited.join(", "));
+        found.push(Found::new(Drift::Limit, cause));
     }
     // What rests has no network, and gets one when it is started.
     if seen.watched && !seen.network.is_empty() {
@@ -83,17 +89,34 @@ impl Driver {
         } else {
             Vec::new()
         };
-        let (_, limit) = store.usage(&place.root, Counted::Own)?;
+        let mut unlimited = if pid.is_some() { self.unlimited(id, spec) } else { Vec::new() };
+        if store.usage(&place.root, Counted::Own)?.1 != Some(spec.disk) {
+            unlimited.push("disk");
+        }
         Ok(Seen {
             root: true,
             spec: noted && spec_as_applied,
             watched,
             rests: settled && !watched,
             loss: loss(record.as_ref()),
-            limited: limit == Some(spec.disk),
+            unlimited,
             network,
             mounts: pid.map_or_else(Vec::new, |pid| mounts::missing(pid, &self.mounts(id, spec))),
         })
+    }
+
+    fn unlimited(&self, id: &ResourceId, spec: &MachineSpec) -> Vec<&'static str> {
+        let limits = self.node.cgroups.limits(id);
+        let quota = u64::try_from(cpu_quota_us(spec.cpu)).unwrap_or(u64::MAX);
+        let in_pages =
+            |limit: u64| spec.memory.0.checked_sub(limit).is_some_and(|less| less < PAGE);
+        let is = |limit: Option<u64>, wanted: u64| limit.is_none_or(|limit| limit == wanted);
+        let all = [
+            ("cpu", is(limits.cpu_quota_us, quota)),
+            ("memory", limits.memory.is_none_or(in_pages)),
+            ("pids", is(limits.pids, spec.pids.into())),
+        ];
+        all.into_iter().filter(|(_, limited)| !limited).map(|(name, _)| name).collect()
     }
 
     /// A stop that was asked for and broke off with whoever made it: what was asked for counts.
@@ -114,6 +137,9 @@ impl Driver {
         match found.drift {
             Drift::Limit => {
                 self.node.store.limit(&place.root, Counted::Own, spec.disk)?;
+                if pid().is_some() {
+                    Runtime::find(&self.node)?.update(&place, spec)?;
+                }
                 Ok(found.and_done(Repair::Restored))
             }
             Drift::Network => {
@@ -236,15 +262,15 @@ mod tests {
 
     #[test]
     fn one_thing_at_a_time_is_put_right_and_what_rests_is_left_alone() {
-        let well = Seen { root: true, spec: true, watched: true, limited: true, ..Seen::default() };
+        let well = Seen { root: true, spec: true, watched: true, ..Seen::default() };
         let drifts = |seen: &Seen| drift(seen).into_iter().map(|f| f.drift).collect::<Vec<_>>();
         assert_eq!(drifts(&well), []);
         assert_eq!(drifts(&Seen::default()), [Drift::Missing]);
-        let lost = Seen { watched: false, limited: false, ..well.clone() };
+        let lost = Seen { watched: false, unlimited: vec!["disk"], ..well.clone() };
         assert_eq!(drifts(&lost), [Drift::Lost], "a start limits it too");
         assert_eq!(drifts(&Seen { spec: false, ..lost.clone() }), [Drift::Spec]);
         let gaps = Seen {
-            limited: false,
+            unlimited: vec!["disk"],
             network: vec!["link".into()],
             mounts: vec!["/data".into()],
             ..well.clone()
