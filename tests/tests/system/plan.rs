@@ -204,13 +204,24 @@ fn generated_versions_do_what_their_plans_say() {
     let system = System::start();
     let image = busybox(&system.state);
     let mut seen = BTreeSet::new();
+    let mut current: Option<String> = None;
     for version in 0..12 {
+        if let (0, Some(current)) = (numbers.below(3), &current) {
+            // One that fails is as if it had never been.
+            let bad = "machine(\"bad\", #{ image: \"file:///nowhere.tar\" });";
+            let source = format!("{}{bad}", generated(&mut numbers, &image));
+            let script = system.script(&format!("bad{version}.rhai"), &source);
+            system.rhizome(&["deploy", &script, "--name", "app"]).refused(1, "image_not_found");
+            let back = system.rhizome(&["plan", current, "--name", "app"]);
+            assert_eq!(back.code, 0, "{}", back.stdout);
+        }
         let source = generated(&mut numbers, &image);
         let script = system.script(&format!("v{version}.rhai"), &source);
         let options = [script.as_str(), "--name", "app"];
         seen.extend(step(&system, "app", &options).into_values());
         let again = system.rhizome(&with("plan", &options));
         assert_eq!((again.code, &again.json()["changes"]), (0, &json!(false)), "{}", again.stdout);
+        current = Some(script);
     }
     println!("seen: {seen:?}");
     assert!(seen.len() >= 4, "{seen:?}");
