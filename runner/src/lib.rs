@@ -3,7 +3,8 @@
 //! ```text
 //!            ┌─ Script, Settle, Teardown ─▶ script/   evaluates; makes operation jobs, waits for them
 //!  lease ────┤
-//!            └─ Ensure, Delete, Act, … ───▶ operation  calls the SAL
+//!            ├─ Ensure, Delete, Act, … ───▶ operation  calls the SAL
+//!            └─ Keep ─────────────────────▶ keep       looks, puts right, tells
 //! ```
 //!
 //! A runner owns nothing: whatever it was doing when it died is done again by another, from what

@@ -268,12 +268,12 @@ mod tests {
         assert_eq!(drifts(&Seen::default()), [Drift::Missing]);
         let lost = Seen { watched: false, unlimited: vec!["disk"], ..well.clone() };
         assert_eq!(drifts(&lost), [Drift::Lost], "a start limits it too");
-        assert_eq!(drifts(&Seen { spec: false, ..lost.clone() }), [Drift::Spec]);
+        assert_eq!(drifts(&Seen { spec: false, ..lost }), [Drift::Spec]);
         let gaps = Seen {
             unlimited: vec!["disk"],
             network: vec!["link".into()],
             mounts: vec!["/data".into()],
-            ..well.clone()
+            ..well
         };
         assert_eq!(drifts(&gaps), [Drift::Limit, Drift::Network, Drift::Mount]);
         let rests = Seen { watched: false, rests: true, ..gaps };
