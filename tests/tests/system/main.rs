@@ -1,6 +1,6 @@
 //! Whole-system tests: `rhizome dev` and the command line, with real btrfs, Redis and containers.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod actions;
 mod chaos;
@@ -12,4 +12,5 @@ mod queue_ops;
 mod reconcile;
 mod refusals;
 mod restart;
+mod storm;
 mod tidy;
