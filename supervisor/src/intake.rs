@@ -182,15 +182,18 @@ impl Supervisor {
             let message = format!("there is no deployment {deployment} here");
             return Err(Failure::new(Code::NotFound, message));
         };
-        if current.version != document.version {
-            return Err(stale(current.version, document.version));
-        }
-        if current.phase == Phase::Deleting {
+        if current.phase == Phase::Deleting && current.version == document.version {
             return Ok(current);
+        }
+        // A version that this node refused comes after the one that it holds.
+        let refused = current.version < document.version && current.phase.is_settled();
+        if current.version != document.version && !refused {
+            return Err(stale(current.version, document.version));
         }
         let job_id =
             JobId::derived(&deployment, document.version, &format!("teardown {}", document.nonce));
         let mut task = current.clone();
+        task.version = document.version;
         task.phase = Phase::Deleting;
         task.job = job_id;
         task.updated_at = clock::now_ms();

@@ -82,6 +82,12 @@ fn state(view: &ResourceView, zone: &TimeZone) -> String {
     if restarts > 0 {
         state.push_str(&format!("; restarts: {restarts}"));
     }
+    if let Some(snapshots) = status.get("snapshots").and_then(Value::as_array)
+        && !snapshots.is_empty()
+    {
+        let names: Vec<_> = snapshots.iter().filter_map(|s| s.get("name").map(value)).collect();
+        state.push_str(&format!("; snapshots: {}", names.join(", ")));
+    }
     match status.get("last_exit") {
         // Where it fails, that is the reason.
         Some(last) if reason.is_none() => format!("{state}, the last because {}", value(last)),
@@ -164,6 +170,15 @@ mod tests {
     #[test]
     fn a_deployment_for_people() {
         insta::assert_snapshot!(show(&view(), &TimeZone::UTC));
+    }
+
+    #[test]
+    fn a_volumes_snapshots_are_shown() {
+        let status = json!({ "size": 1, "snapshots": [
+            { "name": "monday", "taken_at": 1 }, { "name": "tuesday", "taken_at": 2 },
+        ] });
+        let data = resource("data", WorkloadKind::Volume, Some(status));
+        assert_eq!(state(&data, &TimeZone::UTC), "ready; snapshots: monday, tuesday");
     }
 
     #[test]

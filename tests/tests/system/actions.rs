@@ -126,6 +126,10 @@ fn a_volume_goes_back_to_its_snapshot() {
     system.rhizome(&["snapshot", "app/data", "monday", "--drop"]).ok();
     assert_eq!(status(&system, "data")["snapshots"], json!([]));
     system.rhizome(&["snapshot", "app/data", "last"]).ok();
+    sh(&system, "rm /data/a");
+    let nothing = system.script("nothing.rhai", "output(\"ok\", 1);");
+    let deploy = ["deploy", &nothing, "--name", "app"];
+    system.rhizome(&deploy).refused(3, "data_loss");
     system.rhizome(&["delete", "app"]).ok();
     let left = std::fs::read_dir(system.state.join("node-1/pool/snapshots")).unwrap().count();
     assert_eq!(left, 0, "a volume takes its snapshots with it");
