@@ -46,15 +46,20 @@ bench: release ## Measure: submit to result, and the queue beside raw Redis
 	target/release/rhizome bench submit
 	target/release/rhizome bench queue
 
-# What is given on the command line: make chaos SEED=1 JOBS=10000 RUNNERS=8 MINUTES=2 CUTS=3
+# What is given on the command line:
+# make chaos SEED=1 JOBS=10000 RUNNERS=8 MINUTES=2 CUTS=3 DEPLOYMENTS=100 SCRIPTS=50
 JOBS ?= 100000
 RUNNERS ?= 16
 MINUTES ?= 10
 CUTS ?= 5
-chaos: setup ## Kill, freeze and cut while 100,000 jobs run; prints its SEED, and takes one
-	cargo build --locked -p rhizome-chaos
+DEPLOYMENTS ?= 300
+SCRIPTS ?= 500
+chaos: setup ## Kill, freeze and cut while 100,000 jobs and 300 deployments run; prints its SEED, and takes one
+	cargo build --locked -p rhizome-chaos -p rhizome-cli
 	target/debug/chaos --jobs $(JOBS) --runners $(RUNNERS) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 	RHIZOME_POWER_CUTS=$(CUTS) cargo nextest run --locked -p rhizome-chaos --run-ignored all -E 'test(/^power::/)'
+	RHIZOME_STORM=$(DEPLOYMENTS) RHIZOME_SCRIPTS=$(SCRIPTS) $(if $(SEED),RHIZOME_SEED=$(SEED)) \
+		cargo nextest run --locked -p rhizome-tests --no-capture -E 'test(/^storm::|runners_die/)'
 
 bench-peers: ## Measure: the queue beside other queues on Redis (bench/README.md)
 	@scripts/setup.sh

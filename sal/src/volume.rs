@@ -41,6 +41,8 @@ impl crate::workload::Driver for Driver {
                 ),
             ));
         }
+        // Of one that was broken off, here or in a restore.
+        store.delete(&self.node.new_volume(id))?;
         if !store.has(&path) {
             self.make(id)?;
         }
@@ -143,7 +145,6 @@ impl Driver {
     /// It has its name when it counts.
     fn make(&self, id: &ResourceId) -> Result<()> {
         let (store, path, new) = (&self.node.store, self.node.volume(id), self.node.new_volume(id));
-        store.delete(&new)?;
         store.forget_room(&path)?;
         store.create(&new)?;
         store.count_with(&new, &path)?;

@@ -160,7 +160,7 @@ impl Runner {
         let failure = match result {
             Ok(evaluation) => {
                 task.outputs = evaluation.outputs;
-                return self.succeeded(lease, task, &broken).await;
+                return self.succeeded(lease, task, policy, &broken).await;
             }
             Err(Stop::Failed(failure)) => failure,
             Err(Stop::Unknown) => {
@@ -195,12 +195,22 @@ impl Runner {
         &self,
         lease: &Lease,
         mut task: Task,
+        policy: OnFailure,
         broken: &[DesiredResource],
     ) -> Result<(), Halt> {
         let operations = Operations::new(self.queue.clone(), lease);
         let mut gone = undeclared(&task.desired.resources, &task.declared);
         gone.extend(undeclared(broken, &task.desired.resources));
-        operations.delete_all(&gone, "drop").await.map_err(stuck)?;
+        // One whose place another kind has taken went before that came.
+        let declared: HashSet<_> =
+            undeclared(&task.declared, broken).into_iter().map(|r| r.name).collect();
+        gone.retain(|old| !declared.contains(&old.name));
+        match operations.delete_all(&gone, "drop").await {
+            Err(Undone::Failed(failure)) if failure.code == Code::DataLoss => {
+                return self.failed(lease, task, policy, failure).await;
+            }
+            dropped => dropped.map_err(stuck)?,
+        }
         let mut resources = undeclared(&task.declared, broken);
         let old = undeclared(&task.desired.resources, &resources);
         let restored = undeclared(&old, &gone);

@@ -100,7 +100,22 @@ impl Operations {
             }
             outcome => outcome?,
         };
+        // Why the last did not come about may be the one before it.
+        if let (Outcome::Failed(_), [first, _, ..]) = (&outcome, jobs)
+            && let Some(Outcome::Failed(cause)) = self.known_outcome(first.id).await?
+        {
+            return Err(Undone::Failed(cause));
+        }
         Self::value_of(outcome)
+    }
+
+    /// How a job ended, if that is known.
+    async fn known_outcome(&self, id: JobId) -> Result<Option<Outcome>, QueueError> {
+        match self.queue.wait(id).await {
+            Ok(outcome) => Ok(Some(outcome)),
+            Err(QueueError::NoSuchJob(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Ends the making of a resource unless it has begun.

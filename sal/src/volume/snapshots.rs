@@ -66,7 +66,10 @@ impl Driver {
             ));
         }
         files::make_folder(&folder)?;
-        store.delete(&new)?;
+        // Also what others have left who were broken off.
+        for half in files::names(&folder)?.iter().filter(|name| name.starts_with(NEW)) {
+            store.delete(&folder.join(half))?;
+        }
         store.snapshot(&path, &new)?;
         store.count_with(&new, &path)?;
         let at = jiff::Timestamp::now().as_millisecond();

@@ -292,6 +292,15 @@ async fn who_is_killed_while_acting_is_made_up_for_by_asking_again() {
         after += Duration::from_millis(2);
     }
     assert!(unfinished >= 6, "only {unfinished} were killed before they were done");
+
+    // Who never asks again leaves nothing behind either.
+    for (n, action) in [snapshot("half"), restore("base"), restore("base")].iter().enumerate() {
+        killed_after(&world, action, &format!("never {n}"), Duration::from_millis(12));
+    }
+    act(volumes, &id, Action::DropSnapshot { name: "half".parse().unwrap() }, "end").await.unwrap();
+    volumes.ensure(&id, &json!({ "size": "32MiB" })).await.unwrap();
+    act(volumes, &id, snapshot("end"), "end").await.unwrap();
+    act(volumes, &id, Action::DropSnapshot { name: "end".parse().unwrap() }, "end").await.unwrap();
     let left = subvolumes(&world);
     assert_eq!(left.lines().count(), 2, "the volume and one snapshot: {left}");
     world.volumes.delete(&id).await.unwrap();
