@@ -138,6 +138,42 @@ async fn actions_are_numbered_with_declarations() {
     insta::assert_snapshot!(host.asked().join("\n"));
 }
 
+#[tokio::test]
+async fn every_action_of_a_handle_reaches_the_host_as_it_is_meant() {
+    let host = Fake::default();
+    let source = r#"
+        let data = volume("data", #{ size: "1MiB" });
+        let web = machine("web", #{ image: params.image });
+        web.stop(); web.start(); web.restart();
+        data.snapshot("monday"); data.restore("monday"); data.drop_snapshot("monday");
+        data.resize(#{ size: "2MiB" });
+    "#;
+    run(&script(source), &host).await.unwrap();
+    let acts: Vec<_> = host.asked().into_iter().filter(|a| a.contains(" act ")).collect();
+    assert_eq!(
+        acts,
+        [
+            r#"2 act web {"action":"stop"}"#,
+            r#"3 act web {"action":"start"}"#,
+            r#"4 act web {"action":"restart"}"#,
+            r#"5 act data {"action":"snapshot","name":"monday"}"#,
+            r#"6 act data {"action":"restore","name":"monday"}"#,
+            r#"7 act data {"action":"drop_snapshot","name":"monday"}"#,
+            r#"8 act data {"action":"resize","to":{"size":"2MiB"}}"#,
+        ]
+    );
+    for (call, says) in
+        [(r#"data.snapshot("../x")"#, "is not a name"), ("data.resize(#{})", "which field")]
+    {
+        let source = format!("let data = volume(\"data\", #{{ size: \"1MiB\" }}); {call};");
+        let Err(Stop::Failed(failure)) = run(&script(&source), &Fake::default()).await else {
+            panic!("{call} was taken")
+        };
+        assert_eq!(failure.code, Code::ScriptInvalid);
+        assert!(failure.message.contains(says), "{failure}");
+    }
+}
+
 fn broken() -> Fake {
     let failure = Failure::new(Code::ImageNotFound, "no image at /x").with_detail("ls says so");
     Fake { failing: BTreeMap::from([("web", failure)]), ..Fake::default() }
