@@ -20,7 +20,7 @@ use std::collections::HashSet;
 use rhizome_engine::{Context, Peer, Script, Stop};
 use rhizome_model::{
     Backoff, Capacity, Code, DeploymentDocument, Desired, DesiredResource, Document, Envelope,
-    Event, Failure, Move, NodeFacts, OnFailure, Outcome, Phase, Task, What, Work,
+    Event, Failure, Move, Name, NodeFacts, OnFailure, Outcome, Phase, Task, What, Work,
 };
 use rhizome_queue::{Lease, QueueError, Retried};
 use rhizome_service::{clock, random};
@@ -199,23 +199,29 @@ impl Runner {
         broken: &[DesiredResource],
     ) -> Result<(), Halt> {
         let operations = Operations::new(self.queue.clone(), lease);
-        let mut gone = undeclared(&task.desired.resources, &task.declared);
-        gone.extend(undeclared(broken, &task.desired.resources));
-        // One whose place another kind has taken went before that came.
-        let declared: HashSet<_> =
-            undeclared(&task.declared, broken).into_iter().map(|r| r.name).collect();
-        gone.retain(|old| !declared.contains(&old.name));
+        let named = |these: &[DesiredResource]| -> HashSet<Name> {
+            these.iter().map(|r| r.name.clone()).collect()
+        };
+        let (declared, failed) = (named(&task.declared), named(broken));
+        let (mut gone, mut before) = (Vec::new(), Vec::new());
+        for old in &task.desired.resources {
+            // One whose name is declared was replaced, and is gone already if its kind was another.
+            if failed.contains(&old.name) {
+                before.push(old.clone());
+            } else if !declared.contains(&old.name) {
+                gone.push(old.clone());
+            }
+        }
+        gone.extend(undeclared(broken, &before));
         match operations.delete_all(&gone, "drop").await {
             Err(Undone::Failed(failure)) if failure.code == Code::DataLoss => {
                 return self.failed(lease, task, policy, failure).await;
             }
             dropped => dropped.map_err(stuck)?,
         }
-        let mut resources = undeclared(&task.declared, broken);
-        let old = undeclared(&task.desired.resources, &resources);
-        let restored = undeclared(&old, &gone);
-        operations.ensure_all(&restored, "restore").await.map_err(stuck)?;
-        resources.extend(restored);
+        operations.ensure_all(&before, "restore").await.map_err(stuck)?;
+        let mut resources = before;
+        resources.extend(undeclared(&task.declared, broken));
         task.declared.clear();
         task.desired = Desired { version: Some(task.version), resources };
         task.phase = Phase::Ready;

@@ -8,7 +8,10 @@
 //! Nothing is done for an effect before it is written: its job comes into being in the same step.
 //! How an effect ended travels with the next one; until then its job's record knows it.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rhizome_engine::HostError;
+use rhizome_model::api::OutputChunk;
 use rhizome_model::{
     Action, Capacity, Code, Demand, DesiredResource, Effect, Failure, Job, NodeFacts, Outcome,
     Phase, Step, Task, What,
@@ -140,6 +143,7 @@ impl<'a> Writer<'a> {
             entries.events.insert(0, event(&task, what));
         }
         self.lease.journal(&task, &entries).await?;
+        self.print(&entries).await?;
         self.facts = None;
         (self.task, self.demand) = (task, demand);
         self.task.declared.extend(declared);
@@ -154,6 +158,21 @@ impl<'a> Writer<'a> {
         if let Ok(spec) = from.kind.resized(&from.spec, to) {
             let _ = demand.resize(from, &spec);
         }
+    }
+
+    /// Who looks at the job sees what the script logged, too.
+    async fn print(&self, entries: &Entries) -> Result<(), QueueError> {
+        let mut lines = String::new();
+        for (_, step) in &entries.steps {
+            if let Effect::Log { message } = &step.effect {
+                lines.push_str(message);
+                lines.push('\n');
+            }
+        }
+        if lines.is_empty() {
+            return Ok(());
+        }
+        self.lease.print(&OutputChunk::Stdout { data: STANDARD.encode(lines) }).await
     }
 
     fn entries_of(&self, batch: &[Entry]) -> Entries {
