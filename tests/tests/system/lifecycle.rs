@@ -1,6 +1,8 @@
 //! A deployment's life: versions, failure, several nodes, secrets, what others may see.
 
-use rhizome_tests::System;
+use std::time::Duration;
+
+use rhizome_tests::{System, eventually};
 
 use crate::image::busybox;
 
@@ -119,4 +121,84 @@ fn a_machine_that_ends_is_started_again() {
         let log = system.plain(&["logs", "app/m"]).stdout;
         (log.matches("again").count() >= 2).then_some(())
     });
+}
+
+#[test]
+fn the_example_of_rollback_goes_back_or_keeps_as_it_says() {
+    let system = System::start();
+    let image = format!("image={}", busybox(&system.state));
+    let script = example("rollback.rhai");
+    let good = ["deploy", &script, "--name", "shop", "--param", &image];
+    system.rhizome(&good).ok();
+    let before = system.kernel();
+    let change = ["--param", "greeting=Servus", "--param", "broken=true"];
+    let worse: Vec<&str> = good.iter().chain(&change).copied().collect();
+
+    let failed = system.rhizome(&worse).refused(1, "script_failed").json();
+    assert!(failed["error"].as_str().unwrap().contains("the cache is cold"), "{failed}");
+    let after = system.kernel();
+    assert_eq!((after.machines(), &after.volumes), (before.machines(), &before.volumes));
+    assert_eq!(greeting(&system), "Hello");
+
+    let keeping: Vec<&str> = worse.iter().chain(&["--on-failure", "keep"]).copied().collect();
+    system.rhizome(&keeping).refused(1, "script_failed");
+    let kept: Vec<_> = system.kernel().volumes.into_iter().collect();
+    assert_eq!(kept, ["1.shop.cache", "1.shop.data"]);
+    assert_eq!(greeting(&system), "Servus");
+}
+
+/// What the example's page says, from inside its machine.
+fn greeting(system: &System) -> String {
+    let page = eventually("the page is there", Duration::from_secs(20), || {
+        let page = system.plain(&["exec", "shop/web", "--", "/bin/cat", "/data/index.html"]);
+        (page.code == 0).then_some(page.stdout)
+    });
+    page.trim().to_owned()
+}
+
+fn example(name: &str) -> String {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts");
+    folder.join(name).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_rollback_that_does_not_succeed_says_so_until_it_does() {
+    let system = System::start();
+    let image = busybox(&system.state);
+    let script = system.script(
+        "stuck.rhai",
+        &format!(
+            "let v = volume(\"v\", #{{ size: \"8MiB\" }}); v.used;
+             let m = machine(\"m\", #{{ image: \"{image}\", restart: \"never\", memory: \"16MiB\", cpu: 0.1,
+                 command: [\"/bin/sh\", \"-c\", \"while [ ! -e /go/go ]; do sleep 0.1; done\"],
+                 mounts: [#{{ volume: v, path: \"/go\" }}] }});
+             m.wait();
+             fail(\"enough\");"
+        ),
+    );
+    system.rhizome(&["deploy", &script, "--name", "app", "--detach"]).ok();
+    let folder = eventually("the volume", Duration::from_secs(30), || {
+        system.kernel().containers.get("1.app.m")?;
+        Some(system.state.join("node-1/pool/volumes/1.app.v")).filter(|folder| folder.is_dir())
+    });
+    std::fs::write(folder.join("go"), "").unwrap();
+    // Not even root may remove it.
+    let immutable = |flag: &str| {
+        let done = std::process::Command::new("chattr").arg(flag).arg(&folder).status().unwrap();
+        assert!(done.success());
+    };
+    immutable("+i");
+    let shown = eventually("it is stuck", Duration::from_secs(30), || {
+        let shown = system.rhizome(&["show", "app"]).ok().json();
+        (shown["phase"] == "rollback_stuck").then_some(shown)
+    });
+    assert!(shown.to_string().contains("not permitted"), "{shown}");
+    assert!(system.kernel().volumes.contains("1.app.v"));
+    immutable("-i");
+    eventually("it has gone back", Duration::from_secs(60), || {
+        let shown = system.rhizome(&["show", "app"]).ok().json();
+        (shown["phase"] == "failed" && shown.to_string().contains("enough")).then_some(())
+    });
+    let kernel = system.kernel();
+    assert!(kernel.volumes.is_empty() && kernel.machines().is_empty());
 }

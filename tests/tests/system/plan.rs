@@ -112,7 +112,7 @@ fn scripts() -> Vec<PathBuf> {
 fn every_example_does_what_its_plan_says() {
     let system = System::start();
     let image = format!("image={}", busybox(&system.state));
-    // Steps of those that change with their parameters.
+    // Steps of those that change with their parameters; what fails is tried in `lifecycle`.
     let steps: BTreeMap<&str, Vec<&str>> = [
         ("fleet", vec!["replicas=2", "replicas=3", "replicas=1"]),
         (
