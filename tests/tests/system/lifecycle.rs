@@ -117,7 +117,7 @@ fn a_machine_that_ends_is_started_again() {
         ),
     );
     system.rhizome(&["deploy", &script, "--name", "app"]).ok();
-    rhizome_tests::eventually("it said it twice", std::time::Duration::from_secs(20), || {
+    eventually("it said it twice", Duration::from_secs(20), || {
         let log = system.plain(&["logs", "app/m"]).stdout;
         (log.matches("again").count() >= 2).then_some(())
     });
