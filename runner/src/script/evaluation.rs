@@ -34,8 +34,8 @@ type Made = Shared<BoxFuture<'static, Result<Value, Unmade>>>;
 #[derive(Clone)]
 enum Unmade {
     Failed(Failure),
-    /// The queue does not answer, or what it says cannot be read.
-    Lost(String),
+    /// The lease is lost, or what the queue says cannot be read.
+    Lost(QueueError),
 }
 
 pub(super) struct Evaluating {
@@ -50,6 +50,8 @@ pub(super) struct Evaluating {
     inbox: Inbox,
     resources: StdMutex<BTreeMap<Name, Making>>,
     broken: StdMutex<Vec<DesiredResource>>,
+    /// Why it was aborted.
+    loss: StdMutex<Option<QueueError>>,
 }
 
 #[derive(Clone)]
@@ -82,6 +84,7 @@ impl Evaluating {
             inbox,
             resources: StdMutex::default(),
             broken: StdMutex::default(),
+            loss: StdMutex::default(),
         }
     }
 
@@ -147,7 +150,8 @@ impl Evaluating {
                 match written.await {
                     Ok(None) => {}
                     Ok(Some(refusal)) => return Err(Unmade::Failed(refusal)),
-                    Err(_) => return Err(Unmade::Lost("the journal is not written".into())),
+                    // The writer is gone, and says why.
+                    Err(_) => return Err(Unmade::Lost(QueueError::Fenced)),
                 }
             }
             operations.outcome_of(&jobs).await.map_err(Unmade::from)
@@ -181,12 +185,25 @@ impl Evaluating {
         let outcome = match &result {
             Ok(value) => Outcome::Succeeded(value.clone()),
             Err(Unmade::Failed(failure)) => Outcome::Failed(failure.clone()),
-            Err(Unmade::Lost(_)) => return Err(HostError::Aborted),
+            Err(Unmade::Lost(error)) => return Err(self.lost(error.clone())),
         };
         if !self.journal.results.contains_key(&call) {
             put(&self.inbox, Entry::End { call, outcome })?;
         }
-        result.map_err(HostError::from)
+        result.map_err(|unmade| match unmade {
+            Unmade::Failed(failure) => HostError::Failed(failure),
+            Unmade::Lost(error) => self.lost(error),
+        })
+    }
+
+    fn lost(&self, error: QueueError) -> HostError {
+        locked(&self.loss).get_or_insert(error);
+        HostError::Aborted
+    }
+
+    /// Why the evaluation was aborted; without another cause, because the lease was lost.
+    pub(super) fn loss(&self) -> QueueError {
+        locked(&self.loss).take().unwrap_or(QueueError::Fenced)
     }
 
     /// Waits for everything that is being made; what failed comes back. Once something failed that
@@ -202,7 +219,7 @@ impl Evaluating {
         while let Some((making, result)) = waiting.next().await {
             let failure = match result {
                 Ok(_) => continue,
-                Err(Unmade::Lost(why)) => return Err(QueueError::Refused(why)),
+                Err(Unmade::Lost(error)) => return Err(error),
                 Err(Unmade::Failed(failure)) => failure,
             };
             let (resource, caught) = (making.resource.clone(), making.told);
@@ -260,7 +277,7 @@ impl Host for Evaluating {
         let effect = Effect::Act { resource: name.clone(), action: action.clone() };
         let replayed = self.journal.replay(call, &effect).map_err(HostError::Fatal)?.is_some();
         if let Some(result) = self.journal.results.get(&call) {
-            return value_of(result.clone()).map_err(HostError::from);
+            return self.tell(call, value_of(result.clone()));
         }
         let jobs = vec![self.operations.act_job(call, &making.resource, action)];
         let written = self.begin(call, replayed, jobs.clone(), || effect)?;
@@ -293,7 +310,7 @@ impl Host for Evaluating {
     }
 
     async fn finish(&self) -> Result<(), HostError> {
-        let causes = self.wait_for_all(false).await.map_err(|_| HostError::Aborted)?;
+        let causes = self.wait_for_all(false).await.map_err(|error| self.lost(error))?;
         let (caught, causes): (Vec<_>, Vec<_>) = causes.into_iter().partition(|c| c.caught);
         *locked(&self.broken) = caught.into_iter().map(|cause| cause.resource).collect();
         together(None, causes).map_or(Ok(()), |failure| Err(HostError::Fatal(failure)))
@@ -304,16 +321,7 @@ impl From<Undone> for Unmade {
     fn from(undone: Undone) -> Self {
         match undone {
             Undone::Failed(failure) => Self::Failed(failure),
-            Undone::Lost(error) => Self::Lost(error.to_string()),
-        }
-    }
-}
-
-impl From<Unmade> for HostError {
-    fn from(unmade: Unmade) -> Self {
-        match unmade {
-            Unmade::Failed(failure) => Self::Failed(failure),
-            Unmade::Lost(_) => Self::Aborted,
+            Undone::Lost(error) => Self::Lost(error),
         }
     }
 }

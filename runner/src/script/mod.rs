@@ -136,7 +136,8 @@ impl Runner {
             let result = sandboxes.evaluate(&script, &host, stop.clone()).await;
             let causes = match &result {
                 Err(Stop::Failed(_)) => host.wait_for_all(true).await?,
-                _ => Vec::new(),
+                Err(Stop::Aborted) => return Err(host.loss()),
+                Ok(_) | Err(Stop::Unknown) => Vec::new(),
             };
             // With the host goes the inbox: the writer ends when it has written what is left.
             Ok::<_, QueueError>((result, causes, host.into_broken()))
@@ -166,6 +167,7 @@ impl Runner {
             Err(Stop::Unknown) => {
                 Failure::new(Code::Internal, "a value stayed unknown in a real evaluation")
             }
+            // It was said above why.
             Err(Stop::Aborted) => return Err(Halt::Lost(QueueError::Fenced)),
         };
         let failure = together(Some(failure.clone()), causes).unwrap_or(failure);
