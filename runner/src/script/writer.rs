@@ -72,15 +72,24 @@ impl<'a> Writer<'a> {
             {
                 batch.push(more);
             }
-            match self.write(&batch).await {
-                Ok(()) => batch.drain(..).for_each(accepted),
-                Err(QueueError::Shortfall(_)) => {
-                    for entry in batch.drain(..) {
-                        self.write_one(entry).await?;
-                    }
-                }
-                Err(error) => return Err(error),
+            // Ends wait for what begins next: until then their jobs' records know them.
+            let begins = batch.iter().any(|entry| matches!(entry, Entry::Begin { .. }));
+            if begins || batch.len() >= TOGETHER {
+                self.write_batch(&mut batch).await?;
             }
+        }
+        if batch.is_empty() { Ok(()) } else { self.write_batch(&mut batch).await }
+    }
+
+    async fn write_batch(&mut self, batch: &mut Vec<Entry>) -> Result<(), QueueError> {
+        match self.write(batch).await {
+            Ok(()) => batch.drain(..).for_each(accepted),
+            Err(QueueError::Shortfall(_)) => {
+                for entry in batch.drain(..) {
+                    self.write_one(entry).await?;
+                }
+            }
+            Err(error) => return Err(error),
         }
         Ok(())
     }

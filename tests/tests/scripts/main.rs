@@ -185,3 +185,22 @@ async fn every_cause_is_told_with_its_line() {
         "{detail}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn effects_that_follow_from_each_other_cost_one_write_each_and_those_that_do_not_share() {
+    let world = World::new().await;
+    let runner = world.script_runner();
+    let after_each_other =
+        "let v = volume(\"v\", #{ size: \"1MiB\" }); for i in 0..50 { v.wait(); }";
+    let job = world.submit("chain", 1, Policy::default(), after_each_other).await;
+    assert_eq!(world.ended("chain", job).await.phase, Phase::Ready);
+    let writes = world.writes(job);
+    // The volume, 50 actions, and at most one more for the last result.
+    assert!((51..=52).contains(&writes), "{writes} writes");
+    let side_by_side = "for i in 0..500 { volume(`v-${i}`, #{ size: \"1MiB\" }); }";
+    let job = world.submit("flat", 1, Policy::default(), side_by_side).await;
+    assert_eq!(world.ended("flat", job).await.volumes.len(), 500);
+    let writes = world.writes(job);
+    assert!(writes < 450, "{writes} writes for 500 declarations");
+    world.kill(runner).await;
+}

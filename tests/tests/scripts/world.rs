@@ -159,6 +159,13 @@ impl World {
         job.id
     }
 
+    /// How often the last attempt of a job wrote its journal.
+    pub fn writes(&self, job: JobId) -> u64 {
+        let mut ask = std::process::Command::new("redis-cli");
+        ask.arg("-s").arg(self.server.socket()).args(["HGET", &format!("{{n}}:more:{job}"), "un"]);
+        String::from_utf8(ask.output().unwrap().stdout).unwrap().trim().parse().unwrap()
+    }
+
     /// How it ended, once its job has.
     pub async fn ended(&self, name: &str, job: JobId) -> Ended {
         let waited = tokio::time::timeout(Duration::from_secs(60), self.queue.wait(job)).await;
