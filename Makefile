@@ -42,9 +42,10 @@ test: lint ## Everything that must hold: lint, all tests, doctests
 	cargo nextest run --locked --workspace --no-fail-fast
 	cargo test --locked --workspace --doc --quiet
 
-bench: release ## Measure: submit to result, and the queue beside raw Redis
+bench: release ## Measure: submit to result, the queue beside raw Redis, and what journals cost
 	target/release/rhizome bench submit
 	target/release/rhizome bench queue
+	target/release/rhizome bench script
 
 # What is given on the command line:
 # make chaos SEED=1 JOBS=10000 RUNNERS=8 MINUTES=2 CUTS=3 DEPLOYMENTS=100 SCRIPTS=50
