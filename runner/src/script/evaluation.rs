@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex as StdMutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
@@ -27,6 +28,9 @@ use tokio::sync::oneshot;
 use super::causes::{Cause, together};
 use super::operations::{Operations, Undone};
 use super::writer::{Entry, Inbox, put};
+
+/// Bytes that one script is told, as JSON: all of it is in its journal.
+const MOST_TOLD: usize = 16 << 20;
 
 /// The end of making one resource, for all who wait for it.
 type Made = Shared<BoxFuture<'static, Result<Value, Unmade>>>;
@@ -50,6 +54,8 @@ pub(super) struct Evaluating {
     inbox: Inbox,
     resources: StdMutex<BTreeMap<Name, Making>>,
     broken: StdMutex<Vec<DesiredResource>>,
+    /// Bytes that the script was told.
+    told: AtomicUsize,
     /// Why it was aborted.
     loss: StdMutex<Option<QueueError>>,
 }
@@ -84,6 +90,7 @@ impl Evaluating {
             inbox,
             resources: StdMutex::default(),
             broken: StdMutex::default(),
+            told: AtomicUsize::new(0),
             loss: StdMutex::default(),
         }
     }
@@ -187,6 +194,11 @@ impl Evaluating {
             Err(Unmade::Failed(failure)) => Outcome::Failed(failure.clone()),
             Err(Unmade::Lost(error)) => return Err(self.lost(error.clone())),
         };
+        let bytes = serde_json::to_string(&outcome).map_or(0, |json| json.len());
+        if self.told.fetch_add(bytes, Ordering::Relaxed) + bytes > MOST_TOLD {
+            let message = format!("the script reads more than {} MiB", MOST_TOLD >> 20);
+            return Err(HostError::Fatal(Failure::new(Code::ScriptLimit, message)));
+        }
         if !self.journal.results.contains_key(&call) {
             put(&self.inbox, Entry::End { call, outcome })?;
         }

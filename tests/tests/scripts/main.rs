@@ -204,3 +204,12 @@ async fn effects_that_follow_from_each_other_cost_one_write_each_and_those_that_
     assert!(writes < 450, "{writes} writes for 500 declarations");
     world.kill(runner).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_that_reads_without_end_is_ended() {
+    let world = World::new().await;
+    let source = "let v = volume(\"talkative\", #{ size: \"1MiB\" }); loop { v.wait(); }";
+    let ends = undisturbed(&world, "reads", &Policy::default(), &[source.into()]).await;
+    assert_eq!((ends[0].phase, ends[0].code), (Phase::Failed, Some(Code::ScriptLimit)));
+    assert!(ends[0].volumes.is_empty());
+}
