@@ -112,3 +112,38 @@ fn node_coord_ledger_and_redis_are_killed() {
 fn the_runner_of_machines_is_killed_again_and_again() {
     survive(&[("runner", 2); 6]);
 }
+
+/// Its supervisor sees a runner die and gives its jobs back at once, so there is no lease to wait for:
+/// what it costs is the next attempt, which finds in the journal what was done.
+#[test]
+fn the_death_of_the_runner_of_scripts_costs_less_than_two_seconds() {
+    let system = System::start();
+    let script = fleet(&system);
+    let run = |name: &str, kills: bool| {
+        let begun = Instant::now();
+        let mut deploy = command();
+        deploy.args(["--json", "--state"]).arg(&system.state);
+        deploy.args(["deploy", &script, "--name", name]).stdout(Stdio::null());
+        let mut deploy = deploy.spawn().unwrap();
+        if kills {
+            eventually("some of the machines", Duration::from_secs(60), || {
+                assert!(
+                    deploy.try_wait().unwrap().is_none(),
+                    "it ended before anything was killed"
+                );
+                (system.kernel().namespaces.len() >= 3).then_some(())
+            });
+            // The first that the supervisor starts.
+            let runner = system.pids("runner")[0];
+            kill(Pid::from_raw(runner.cast_signed()), Signal::SIGKILL).unwrap();
+        }
+        assert!(deploy.wait().unwrap().success(), "{}", system.logs());
+        let took = begun.elapsed();
+        system.rhizome(&["delete", name]).ok();
+        took
+    };
+    run("warm-up", false);
+    let (calm, disturbed) = (run("calm", false), run("disturbed", true));
+    println!("undisturbed {calm:?}, with a death {disturbed:?}");
+    assert!(disturbed < calm + Duration::from_secs(2), "{calm:?} and {disturbed:?}");
+}
