@@ -5,7 +5,10 @@
 //!     │                │                │
 //!   Refuse           Fail             Fail
 //!     ▼                ▼                ▼
-//!  refused          failed ◀────────────┘
+//!  refused          failed ◀────────────┤
+//!                      ▲               Stick
+//!                    Fail                ▼
+//!                      └────────── rollback_stuck
 //!
 //!  any but deleted ─Delete▶ deleting ─Gone▶ deleted
 //! ```

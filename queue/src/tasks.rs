@@ -156,7 +156,8 @@ impl Queue {
                 return Ok(None);
             }
             let (mut task, declared) = read_task(id, &fields).map_err(corrupt)?;
-            if declared == 0 {
+            // None, or they stand in the document: it was written before there were journals.
+            if task.declared.len() == declared {
                 return Ok(Some(task));
             }
             task.declared = self.journal(id).await?.declared();
@@ -192,7 +193,7 @@ impl Queue {
                 }
                 let corrupt = |e| QueueError::corrupt(format!("task {id}"), e);
                 match read_task(id, &fields).map_err(corrupt)? {
-                    (task, 0) => tasks.push(task),
+                    (task, declared) if task.declared.len() == declared => tasks.push(task),
                     _ => tasks.extend(self.task(id).await?.filter(|t| t.phase != Phase::Deleted)),
                 }
             }

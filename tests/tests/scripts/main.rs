@@ -213,3 +213,31 @@ async fn a_script_that_reads_without_end_is_ended() {
     assert_eq!((ends[0].phase, ends[0].code), (Phase::Failed, Some(Code::ScriptLimit)));
     assert!(ends[0].volumes.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_does_something_else_stops_and_goes_back() {
+    let source = "let a = volume(\"a\", #{ size: \"1MiB\" }); log(\"one\");
+        let slow = volume(\"slow\", #{ size: \"1MiB\" }); slow.wait();";
+    let cases = [
+        (0, "1048576", "2097152", "declares volume 'a' in line 1 with another spec"),
+        (1, "one", "two", "logs \"two\", but now it logs \"one\""),
+        (3, "wait", "stop", "does stop with 'slow', but now it does wait with 'slow'"),
+    ];
+    let world = World::new().await;
+    for (call, from, to, words) in cases {
+        let name = format!("other-{call}");
+        let job = world.submit(&name, 1, Policy::default(), source).await;
+        let runner = world.script_runner();
+        world.until_journaled(&name, 3).await;
+        world.kill(runner).await;
+        world.falsify(&name, call, from, to);
+        let runner = world.script_runner();
+        let ended = world.ended(&name, job).await;
+        world.kill(runner).await;
+        assert_eq!((ended.phase, ended.code), (Phase::Failed, Some(Code::NondeterministicScript)));
+        let task = world.queue.task(&format!("1/{name}").parse().unwrap()).await.unwrap().unwrap();
+        let message = task.failure.unwrap().message;
+        assert!(message.contains(words), "{message}");
+        assert!(ended.volumes.is_empty(), "{name} has gone back: {:?}", ended.volumes);
+    }
+}

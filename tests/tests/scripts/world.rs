@@ -161,9 +161,33 @@ impl World {
 
     /// How often the last attempt of a job wrote its journal.
     pub fn writes(&self, job: JobId) -> u64 {
+        self.redis(&["HGET", &format!("{{n}}:more:{job}"), "un"]).parse().unwrap()
+    }
+
+    /// Until the script of a task has begun its effect of this number.
+    pub async fn until_journaled(&self, name: &str, call: u64) {
+        let id = DeploymentId { account: AccountId(1), name: name.parse().unwrap() };
+        for _ in 0..2000 {
+            if self.queue.journal(&id).await.unwrap().steps.contains_key(&call) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{name} never came to its effect {call}");
+    }
+
+    /// Writes into the journal of a task what its script did not do.
+    pub fn falsify(&self, name: &str, call: u64, from: &str, to: &str) {
+        let (key, call) = (format!("{{n}}:journal:1/{name}"), call.to_string());
+        let step = self.redis(&["HGET", &key, &call]);
+        assert!(step.contains(from), "{step}");
+        self.redis(&["HSET", &key, &call, &step.replace(from, to)]);
+    }
+
+    fn redis(&self, words: &[&str]) -> String {
         let mut ask = std::process::Command::new("redis-cli");
-        ask.arg("-s").arg(self.server.socket()).args(["HGET", &format!("{{n}}:more:{job}"), "un"]);
-        String::from_utf8(ask.output().unwrap().stdout).unwrap().trim().parse().unwrap()
+        ask.arg("-s").arg(self.server.socket()).args(words);
+        String::from_utf8(ask.output().unwrap().stdout).unwrap().trim().to_owned()
     }
 
     /// How it ended, once its job has.
@@ -213,7 +237,9 @@ impl World {
 
 /// What a node would do. A volume whose name begins with `bad` cannot be made.
 async fn answer(lease: &Lease, world: &Mutex<Made>) {
-    tokio::time::sleep(Duration::from_micros(500)).await;
+    let slow = matches!(&lease.job.work, Work::Act { id, .. } if id.name.as_str() == "slow");
+    let time = if slow { Duration::from_secs(1) } else { Duration::from_micros(500) };
+    tokio::time::sleep(time).await;
     let outcome = {
         let mut made = world.lock().unwrap();
         match &lease.job.work {

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use rhizome_tests::{System, eventually, processes_naming};
 use serde_json::Value;
 
-use crate::image::busybox;
+use crate::image::{busybox, counts_its_starts};
 
 /// One machine and, if asked for, one line of its script per start.
 fn machine(image: &str, name: &str, restart: &str, script: &str) -> String {
@@ -160,15 +160,7 @@ fn what_was_stopped_or_may_rest_stays_so() {
 #[test]
 fn what_somebody_takes_away_under_a_machine_comes_back() {
     let system = System::start();
-    let image = busybox(&system.state);
-    let script = system.script(
-        "app.rhai",
-        &format!(
-            "let data = volume(\"data\", #{{ size: \"16MiB\" }});
-             machine(\"m\", #{{ image: \"{image}\", mounts: [#{{ volume: data, path: \"/data\" }}],
-                 command: [\"/bin/sh\", \"-c\", \"echo start >> /data/starts; exec sleep 100000\"] }});"
-        ),
-    );
+    let script = counts_its_starts(&system);
     system.rhizome(&["deploy", &script, "--name", "app"]).ok();
     let pid = status(&system, "m")["pid"].to_string();
     let netns = format!("{}.1.app.m", mark(&system));

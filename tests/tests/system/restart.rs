@@ -6,20 +6,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rhizome_tests::{System, eventually};
 
-use crate::image::busybox;
+use crate::image::{busybox, counts_its_starts};
 
 #[test]
 fn started_again_on_the_same_folder_it_finds_everything_as_it_was() {
     let mut system = System::start();
-    let image = busybox(&system.state);
-    let script = system.script(
-        "app.rhai",
-        &format!(
-            "let data = volume(\"data\", #{{ size: \"16MiB\" }});
-             machine(\"m\", #{{ image: \"{image}\", mounts: [#{{ volume: data, path: \"/data\" }}],
-                 command: [\"/bin/sh\", \"-c\", \"echo start >> /data/starts; exec sleep 100000\"] }});"
-        ),
-    );
+    let script = counts_its_starts(&system);
     system.rhizome(&["deploy", &script, "--name", "app"]).ok();
     let node = system.rhizome(&["nodes"]).ok().json()[0]["key"].clone();
 
