@@ -169,7 +169,20 @@ pub(crate) fn mend(
     if !has_link(&mark.name) {
         up(config, mark)?;
     }
-    let Some(pid) = pid else { return attach(config, mark, id) };
+    match pid.map(|pid| mend_around(config, mark, id, pid)) {
+        // It ended meanwhile: there is nothing left that could be disturbed.
+        Some(Err(_)) if !pid.is_some_and(is_inside) => attach(config, mark, id),
+        Some(done) => done,
+        None => attach(config, mark, id),
+    }
+}
+
+/// Whether a process that has not ended is in a network namespace.
+pub(crate) fn is_inside(pid: i32) -> bool {
+    fs::metadata(format!("/proc/{pid}/ns/net")).is_ok()
+}
+
+fn mend_around(config: &NodeConfig, mark: &Mark, id: &ResourceId, pid: i32) -> Result<()> {
     let (netns, link) = (mark.netns(id), mark.link(id));
     if !is_namespace(&netns, Some(pid)) {
         let mut batch = String::new();

@@ -3,20 +3,24 @@
 //! What its program does by itself (end, be started again after a pause) is its shim's business; here
 //! it is only told of. A machine that was stopped on request, or may rest, is left alone.
 
+use std::time::{Duration, Instant};
+
 use rhizome_model::kind::{MachineSpec, MachineState, MachineStatus};
-use rhizome_model::{Drift, Drifted, Repair, ResourceId};
+use rhizome_model::{Code, Drift, Drifted, Repair, ResourceId};
 use serde::{Deserialize, Serialize};
 
 use super::bundle::cpu_quota_us;
 use super::life::{Life, Record, Stop};
 use super::place::{Place, booted_at};
-use super::{Driver, Runtime, actions, identity, mounts};
+use super::{Driver, Runtime, STEP, actions, identity, mounts};
 use crate::btrfs::{self, Counted};
-use crate::error::Result;
+use crate::error::{Result, SalError};
 use crate::lock::Lock;
 use crate::workload::{Driver as _, Found};
 use crate::{files, net};
 
+/// A shim writes down an end within this.
+const NOTED_WITHIN: Duration = Duration::from_secs(10);
 /// The kernel counts memory in pages; the largest there are.
 const PAGE: u64 = 64 << 10;
 
@@ -69,13 +73,35 @@ impl Driver {
     pub(super) fn find_drift(&self, id: &ResourceId, spec: &MachineSpec) -> Result<Vec<Found>> {
         let place = Place::new(&self.node, id);
         self.finish_stop(id, &place)?;
-        Ok(drift(&self.see(id, &place, spec)?))
+        loop {
+            let (seen, pid) = self.see(id, &place, spec)?;
+            // Around a program that ended while it was looked at everything seems to be gone.
+            if pid.is_none_or(net::is_inside) {
+                return Ok(drift(&seen));
+            }
+            let deadline = Instant::now() + NOTED_WITHIN;
+            while place.record().and_then(|r| r.life.pid()) == pid && place.shim().is_some() {
+                if Instant::now() > deadline {
+                    return Err(SalError::new(
+                        Code::TimedOut,
+                        format!("the end of machine {id} was not noted within {NOTED_WITHIN:?}"),
+                    ));
+                }
+                std::thread::sleep(STEP);
+            }
+        }
     }
 
-    fn see(&self, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Result<Seen> {
+    /// And the process that it was seen around.
+    fn see(
+        &self,
+        id: &ResourceId,
+        place: &Place,
+        spec: &MachineSpec,
+    ) -> Result<(Seen, Option<i32>)> {
         let store = &self.node.store;
         if !store.has(&place.root) {
-            return Ok(Seen::default());
+            return Ok((Seen::default(), None));
         }
         let noted = btrfs::read_note(&place.root).as_deref() == Some(&identity(spec));
         // Without its folder nothing is known of it, and nothing of it runs.
@@ -93,7 +119,7 @@ impl Driver {
         if store.usage(&place.root, Counted::Own)?.1 != Some(spec.disk) {
             unlimited.push("disk");
         }
-        Ok(Seen {
+        let seen = Seen {
             root: true,
             spec: noted && spec_as_applied,
             watched,
@@ -102,7 +128,8 @@ impl Driver {
             unlimited,
             network,
             mounts: pid.map_or_else(Vec::new, |pid| mounts::missing(pid, &self.mounts(id, spec))),
-        })
+        };
+        Ok((seen, pid))
     }
 
     fn unlimited(&self, id: &ResourceId, spec: &MachineSpec) -> Vec<&'static str> {
@@ -217,7 +244,7 @@ pub struct Untold {
 
 impl Untold {
     /// From now on they are told.
-    pub fn told(self) -> std::result::Result<(), crate::SalError> {
+    pub fn told(self) -> std::result::Result<(), SalError> {
         files::replace_json(&told_file(&self.place), &Told { number: self.number }, false)
     }
 }
