@@ -26,6 +26,7 @@ mod quantity;
 pub mod registrar;
 pub mod secret;
 mod task;
+pub mod uptime;
 
 pub use address::{gateway_address, node_prefix, resource_address};
 pub use backoff::{Backoff, RetryPolicy};
