@@ -28,7 +28,7 @@ mod shape;
 mod wire;
 
 pub use check::check;
-pub use child::sandbox_main;
+pub use child::{sandbox_main, sandbox_main_with};
 pub use docs::{definitions, reference};
 pub use host::{Evaluation, Host, HostError, Stop};
 pub use plan::{Plan, plan};

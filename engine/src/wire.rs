@@ -3,9 +3,8 @@
 //!
 //! ```text
 //!   parent                         child
-//!   Setup ───────────────────────▶ gives up what it has, builds the engine
-//!         ◀─────────────────────── Ready            (here a warm child waits)
-//!   Limits ──────────────────────▶ sets its rlimits, closes the cage
+//!         ◀─────────────────────── Ready: its cage is closed      (here a warm child waits)
+//!   Limits ──────────────────────▶ sets its rlimits, seals the cage
 //!   Script ──────────────────────▶ compiles, evaluates
 //!         ◀─────────────────────── Call  ┐ any number, one at a time
 //!   Reply ───────────────────────▶       ┘
@@ -27,9 +26,34 @@ pub const MAX_FROM_CHILD: usize = 256 << 10;
 /// The longest frame that a child is sent: a script with its parameters and peers.
 pub const MAX_TO_CHILD: usize = 4 << 20;
 
+/// What the parent asks of the zygote, a datagram each.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Order {
+    Setup {
+        uid_gid: u32,
+    },
+    /// With the child's standard input, output and error.
+    Fork,
+}
+
+impl Order {
+    pub const MAX_BYTES: usize = 64;
+}
+
+/// What the zygote answers to each order.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Answer {
+    Ready,
+    Forked(i32),
+    Failed(String),
+}
+
+impl Answer {
+    pub const MAX_BYTES: usize = 4096;
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToChild {
-    Setup { uid_gid: u32 },
     Limits(Limits),
     Script(Box<Work>),
     Reply(Reply),

@@ -1,8 +1,9 @@
 //! What a process gives up before it reads a script.
 //!
 //! ```text
-//!   give_up   descriptors, namespaces, user and groups, capabilities, new privileges
-//!   close     system calls: a list of what evaluation needs, the rest kills   ── waits, warm ──
+//!   give_up   namespaces, user and groups, capabilities, new privileges      (once, in the zygote)
+//!   close     descriptors, files, processes; then system calls: a list of what evaluation needs,
+//!             the rest kills                                                 ── waits, warm ──
 //!   seal      memory and processor time, then the calls that set such limits
 //! ```
 //!
@@ -58,24 +59,10 @@ const NEEDED: &[i64] = &[
 const SEALING: &[i64] =
     &[libc::SYS_prlimit64, libc::SYS_setitimer, libc::SYS_prctl, libc::SYS_seccomp];
 
+/// What no process of ours that comes near a script may have.
 pub fn give_up(uid_gid: u32) -> io::Result<()> {
     alone()?;
-    // SAFETY: closes descriptors that nothing in this single-threaded process has opened yet.
-    if unsafe { libc::close_range(3, u32::MAX, 0) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
     chdir("/")?;
-    for resource in [
-        Resource::RLIMIT_NOFILE,
-        Resource::RLIMIT_FSIZE,
-        Resource::RLIMIT_NPROC,
-        Resource::RLIMIT_CORE,
-    ] {
-        // NOFILE stays at what is open until /proc was read for the last time.
-        let most = if resource == Resource::RLIMIT_NOFILE { 8 } else { 0 };
-        setrlimit(resource, most, most)?;
-    }
-    setrlimit(Resource::RLIMIT_STACK, STACK, STACK)?;
     let spaces = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
     if geteuid().is_root() {
         // A container may hold back the right to make namespaces.
@@ -119,6 +106,26 @@ fn drop_capabilities() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// What the zygote still needs and a child does not.
+fn strip() -> io::Result<()> {
+    // SAFETY: nothing in this single-threaded process uses a descriptor beyond the standard ones.
+    if unsafe { libc::close_range(3, u32::MAX, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for resource in [
+        Resource::RLIMIT_NOFILE,
+        Resource::RLIMIT_FSIZE,
+        Resource::RLIMIT_NPROC,
+        Resource::RLIMIT_CORE,
+    ] {
+        // NOFILE stays at what is open until /proc was read for the last time.
+        let most = if resource == Resource::RLIMIT_NOFILE { 8 } else { 0 };
+        setrlimit(resource, most, most)?;
+    }
+    setrlimit(Resource::RLIMIT_STACK, STACK, STACK)?;
+    Ok(())
+}
+
 /// A cage that only misses its limits.
 pub struct Cage {
     final_filter: BpfProgram,
@@ -127,6 +134,7 @@ pub struct Cage {
 }
 
 pub fn close() -> io::Result<Cage> {
+    strip()?;
     let waiting = filter(&[NEEDED, SEALING].concat())?;
     let final_filter = filter(NEEDED)?;
     let base = address_space()?;

@@ -1,13 +1,13 @@
-//! The sandbox child: gives up what it has, evaluates one script, exits.
+//! The sandbox: a zygote gives up what it has and forks; each child evaluates one script and exits.
 
 mod cage;
 mod errors;
 mod evaluate;
 mod pipe;
+mod zygote;
 
 use std::io;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 pub use errors::parse_finding;
 
@@ -17,42 +17,46 @@ use crate::wire::{FromChild, ToChild};
 use evaluate::Evaluator;
 use pipe::Pipe;
 
-/// The body of a process that evaluates one script for its parent, which speaks to it over
-/// standard input and output (see `wire`).
+/// The body of a process whose children evaluate one script each for its parent, which speaks to
+/// them over standard input and output (see `wire`).
 ///
 /// Call it before anything else, above all before any thread is started: the cage holds the
 /// calling thread.
 pub fn sandbox_main() -> ExitCode {
-    match serve() {
-        Ok(()) => ExitCode::SUCCESS,
-        // The parent went away before it had a script: the usual end of a warm child.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => ExitCode::SUCCESS,
-        Err(error) => {
-            pipe::complain(&format!("sandbox: {error}\n"));
-            ExitCode::FAILURE
-        }
-    }
+    zygote::run(prepare, evaluate)
 }
 
-fn serve() -> io::Result<()> {
-    let pipe = Arc::new(Pipe);
-    let ToChild::Setup { uid_gid } = pipe.receive()? else { return Err(unexpected("Setup")) };
-    cage::give_up(uid_gid)?;
+/// As [`sandbox_main`], with other children: to try what a parent believes.
+#[doc(hidden)]
+pub fn sandbox_main_with(child: impl FnOnce() -> io::Result<()>) -> ExitCode {
+    zygote::run(cage::give_up, |()| child())
+}
 
-    let session = Session::new(Box::new(Arc::clone(&pipe)));
+fn prepare(uid_gid: u32) -> io::Result<Evaluator> {
+    cage::give_up(uid_gid)?;
+    let session = Session::new(Box::new(Pipe));
     let engine = api::engine(&session);
     let functions = Functions::of(&engine);
-    let mut evaluator = Evaluator { engine, functions, session };
+    let evaluator = Evaluator { engine, functions, session };
     evaluator.warm_up();
-    let cage = cage::close()?;
-    pipe.send(&FromChild::Ready)?;
+    Ok(evaluator)
+}
 
-    let ToChild::Limits(limits) = pipe.receive()? else { return Err(unexpected("Limits")) };
+fn evaluate(mut evaluator: Evaluator) -> io::Result<()> {
+    let cage = cage::close()?;
+    Pipe.send(&FromChild::Ready)?;
+    let limits = match Pipe.receive() {
+        Ok(ToChild::Limits(limits)) => limits,
+        Ok(_) => return Err(unexpected("Limits")),
+        // The parent went away before it had a script: the usual end of a warm child.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+        Err(error) => return Err(error),
+    };
     cage.seal(&limits)?;
     evaluator.limit(limits);
-    let ToChild::Script(work) = pipe.receive()? else { return Err(unexpected("Script")) };
+    let ToChild::Script(work) = Pipe.receive()? else { return Err(unexpected("Script")) };
     let done = evaluator.run(&work);
-    pipe.send(&FromChild::Done(done))
+    Pipe.send(&FromChild::Done(done))
 }
 
 fn unexpected(wanted: &str) -> io::Error {

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 
 use nix::errno::Errno;
 
@@ -27,7 +26,7 @@ impl Pipe {
     }
 }
 
-impl Link for Arc<Pipe> {
+impl Link for Pipe {
     fn call(&self, call: Call) -> io::Result<Reply> {
         self.send(&FromChild::Call(call))?;
         match self.receive()? {

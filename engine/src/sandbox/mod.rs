@@ -1,7 +1,7 @@
 //! The parent's side: a pool of warm children, one evaluation each.
 //!
 //! ```text
-//!   keeper task: spawns through the nursery until `warm` children wait ──▶ idle
+//!   keeper task: has the nursery's zygote fork until `warm` children wait ──▶ idle
 //!   evaluate: takes one ──▶ talks ──▶ kills it and lets it be reaped; the keeper makes another
 //! ```
 //!
@@ -9,8 +9,10 @@
 
 mod death;
 mod nursery;
+mod process;
 mod redact;
 mod talk;
+mod zygote;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -25,7 +27,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::wire::Mode;
 use crate::{Evaluation, Host, Script, Stop};
-use nursery::{Child, Nursery};
+use nursery::Nursery;
+use process::Child;
 use talk::Talk;
 pub use talk::Told;
 
@@ -172,7 +175,7 @@ impl Sandboxes {
 
     /// The processes that wait for a script.
     pub fn idle_pids(&self) -> Vec<u32> {
-        self.pool.idle().iter().filter_map(Child::pid).collect()
+        self.pool.idle().iter().map(Child::pid).collect()
     }
 
     /// Ends the warm children and waits until they are gone.

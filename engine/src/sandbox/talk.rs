@@ -9,7 +9,7 @@ use rhizome_model::{Code, DesiredResource, Failure, Name, WorkloadKind};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::nursery::Child;
+use super::process::Child;
 use super::redact::Redactor;
 use crate::wire::{Call, ChildStop, Done, FromChild, Mode, Reply, ToChild, Work, receive, send};
 use crate::{Evaluation, Host, HostError, Script, Stop};

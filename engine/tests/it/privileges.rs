@@ -91,6 +91,32 @@ async fn a_child_is_used_once_and_replaced() {
 }
 
 #[tokio::test]
+async fn a_zygote_that_is_killed_is_replaced() {
+    let (sandboxes, host) = (sandboxes(1), Fake::default());
+    let waiting = idle(&sandboxes, 1).await;
+    // Each test has a process of its own, so its children are the zygote's and the zygote.
+    let zygote = children().into_iter().find(|pid| !waiting.contains(pid)).unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(zygote.cast_signed()),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    for _ in 0..3 {
+        let script = script("output(\"a\", 1);");
+        sandboxes.evaluate(&script, &host, CancellationToken::new()).await.unwrap();
+    }
+    assert!(!children().contains(&zygote), "it was not reaped");
+    sandboxes.close().await;
+}
+
+fn children() -> Vec<u32> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let of = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).unwrap();
+    let all: String = tasks.map(|task| of(task.unwrap())).collect();
+    all.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+#[tokio::test]
 async fn dropping_everything_ends_the_children() {
     let sandboxes = sandboxes(2);
     let pids = idle(&sandboxes, 2).await;
