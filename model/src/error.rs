@@ -75,6 +75,12 @@ codes! {
     UnknownAccount = 403 Refused,
     /// The account is revoked.
     RevokedAccount = 403 Refused,
+    /// The key was revoked, or another has taken its place.
+    RevokedKey = 403 Refused,
+    /// The farm is closed to the account, or what it was granted is used up.
+    NotGranted = 403 Refused,
+    /// What the ledger said does not bear its signature, is of another network, or is too old.
+    BadStatement = 503 Unreachable,
     /// The signers may not do this.
     Unauthorised = 403 Refused,
     /// The nonce was used before.

@@ -25,6 +25,7 @@ mod plan;
 mod quantity;
 pub mod registrar;
 pub mod secret;
+pub mod statement;
 mod task;
 pub mod uptime;
 
