@@ -1,7 +1,7 @@
 //! The ledger: accounts, farms, nodes and their uptime, on the registrar's v4 routes.
 //!
 //! ```text
-//!   /v1, /api/v1 ─▶ X-Auth ─▶ accounts | farms | nodes ─▶ db ─▶ SQLite
+//!   /v1, /api/v1 ─▶ X-Auth ─▶ accounts | farms | nodes ─▶ db ─▶ SQLite | PostgreSQL
 //! ```
 //!
 //! Clients of the registrar v4 work unchanged: paths, statuses and texts are its own. Stricter than
@@ -19,16 +19,15 @@ mod nodes;
 mod request;
 mod time;
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderName, Method, Uri, header};
 use axum::routing::get;
+pub use rhizome_database::DatabaseUrl;
 use rhizome_model::{Code, Failure};
 use rhizome_service::{ApiError, Health};
-use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::cors::{Any, CorsLayer};
@@ -41,11 +40,10 @@ use crate::db::Db;
 /// How often the database is asked whether it answers.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub struct LedgerConfig {
-    /// The SQLite file; made where there is none.
-    pub database: PathBuf,
+    /// A SQLite file, made where there is none, or a PostgreSQL, which several ledgers may share.
+    pub database: DatabaseUrl,
     /// `dev`, `test` or `main`. A database belongs to one network for ever.
     pub network: String,
 }
@@ -61,7 +59,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Failure> {
     let db = Db::open(&config.database, &config.network).await?;
-    tracing::info!(database = %config.database.display(), network = config.network, "the ledger is open");
+    tracing::info!(database = %config.database, network = config.network, "the ledger is open");
     let app = Arc::new(App { db: db.clone() });
     let (router, api) = router(app);
     let (health, probing) = watch(db.clone(), shutdown.clone());

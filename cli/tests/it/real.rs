@@ -2,7 +2,7 @@
 
 use rhizome_coord::CoordConfig;
 use rhizome_identity::SigningKey;
-use rhizome_ledger::LedgerConfig;
+use rhizome_ledger::{DatabaseUrl, LedgerConfig};
 use rhizome_service::Shutdown;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -29,7 +29,7 @@ impl Grid {
             "rhizome.toml",
             &format!("coord = \"{coord}\"\nledger = \"{ledger}\"\nnetwork = \"dev\"\n"),
         );
-        let database = user.path("ledger.db");
+        let database = DatabaseUrl::sqlite(user.path("ledger.db"));
         let config = LedgerConfig { database, network: "dev".into() };
         runtime.spawn(rhizome_ledger::run(config, for_ledger, shutdown.token.clone()));
         let config = CoordConfig {

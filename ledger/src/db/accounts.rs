@@ -1,12 +1,13 @@
 //! Accounts.
 
+use rhizome_database::{FromRow, query};
 use rhizome_model::registrar::Account;
 use rhizome_model::{AccountId, KeyId};
 
 use super::{Db, DbError, column, id_of, next_id};
 use crate::time;
 
-#[derive(sqlx::FromRow)]
+#[derive(FromRow)]
 struct AccountRow {
     id: i64,
     public_key: Vec<u8>,
@@ -26,7 +27,7 @@ impl TryFrom<AccountRow> for Account {
                 .as_deref()
                 .map(serde_json::from_str)
                 .transpose()
-                .map_err(DbError::Corrupt)?,
+                .map_err(DbError::corrupt)?,
             rmb_enc_key: row.rmb_enc_key,
             created_at: time::rfc3339(row.created_at),
             updated_at: time::rfc3339(row.updated_at),
@@ -37,9 +38,9 @@ impl TryFrom<AccountRow> for Account {
 
 /// A key from its column.
 pub(super) fn key_of(bytes: Vec<u8>) -> Result<KeyId, DbError> {
-    let bytes: [u8; 32] = bytes.try_into().map_err(|b: Vec<u8>| {
-        DbError::Sql(sqlx::Error::Decode(format!("a key of {} bytes", b.len()).into()))
-    })?;
+    let bytes: [u8; 32] = bytes
+        .try_into()
+        .map_err(|b: Vec<u8>| DbError::corrupt(format_args!("a key of {} bytes", b.len())))?;
     Ok(KeyId(bytes))
 }
 
@@ -51,10 +52,10 @@ impl Db {
         relays: Option<&[String]>,
         rmb_enc_key: &str,
     ) -> Result<Account, DbError> {
-        let relays = relays.map(serde_json::to_string).transpose().map_err(DbError::Corrupt)?;
+        let relays = relays.map(serde_json::to_string).transpose().map_err(DbError::corrupt)?;
         let mut tx = self.begin().await?;
         let id = next_id(&mut tx, "account").await?;
-        let row: AccountRow = sqlx::query_as(
+        let row: AccountRow = query(
             "INSERT INTO accounts (id, public_key, relays, rmb_enc_key, created_at, updated_at)
              VALUES ($1, $2, $3, $4, $5, $5)
              RETURNING id, public_key, relays, rmb_enc_key, created_at, updated_at",
@@ -64,30 +65,30 @@ impl Db {
         .bind(relays)
         .bind(rmb_enc_key)
         .bind(time::now_micros())
-        .fetch_one(&mut *tx)
+        .fetch_one(&mut tx)
         .await?;
         tx.commit().await?;
         row.try_into()
     }
 
     pub async fn account(&self, id: AccountId) -> Result<Option<Account>, DbError> {
-        let row: Option<AccountRow> = sqlx::query_as(
+        let row: Option<AccountRow> = query(
             "SELECT id, public_key, relays, rmb_enc_key, created_at, updated_at
              FROM accounts WHERE id = $1",
         )
         .bind(column(id.0))
-        .fetch_optional(&self.pool)
+        .fetch_optional(&self.database)
         .await?;
         row.map(TryInto::try_into).transpose()
     }
 
     pub async fn account_by_key(&self, key: &KeyId) -> Result<Option<Account>, DbError> {
-        let row: Option<AccountRow> = sqlx::query_as(
+        let row: Option<AccountRow> = query(
             "SELECT id, public_key, relays, rmb_enc_key, created_at, updated_at
              FROM accounts WHERE public_key = $1",
         )
         .bind(&key.0[..])
-        .fetch_optional(&self.pool)
+        .fetch_optional(&self.database)
         .await?;
         row.map(TryInto::try_into).transpose()
     }
@@ -99,18 +100,18 @@ impl Db {
         relays: Option<&[String]>,
         rmb_enc_key: &str,
     ) -> Result<bool, DbError> {
-        let relays = relays.map(serde_json::to_string).transpose().map_err(DbError::Corrupt)?;
+        let relays = relays.map(serde_json::to_string).transpose().map_err(DbError::corrupt)?;
         let mut tx = self.begin().await?;
-        let done = sqlx::query(
+        let changed = query(
             "UPDATE accounts SET relays = $2, rmb_enc_key = $3, updated_at = $4 WHERE id = $1",
         )
         .bind(column(id.0))
         .bind(relays)
         .bind(rmb_enc_key)
         .bind(time::now_micros())
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
         tx.commit().await?;
-        Ok(done.rows_affected() > 0)
+        Ok(changed > 0)
     }
 }

@@ -1,12 +1,13 @@
 //! Farms.
 
+use rhizome_database::{FromRow, query};
 use rhizome_model::registrar::{Farm, NewFarm};
 use rhizome_model::{AccountId, FarmId};
 
 use super::{Db, DbError, Page, column, id_of, next_id};
 use crate::time;
 
-#[derive(sqlx::FromRow)]
+#[derive(FromRow)]
 struct FarmRow {
     id: i64,
     name: String,
@@ -45,7 +46,7 @@ impl Db {
     pub async fn create_farm(&self, farm: &NewFarm) -> Result<FarmId, DbError> {
         let mut tx = self.begin().await?;
         let id = next_id(&mut tx, "farm").await?;
-        sqlx::query(
+        query(
             "INSERT INTO farms (id, name, account, stellar_address, dedicated, created_at, updated_at)
              VALUES ($1, $2, $3, $4, $5, $6, $6)",
         )
@@ -55,7 +56,7 @@ impl Db {
         .bind(farm.stellar_address.as_deref().unwrap_or_default())
         .bind(farm.dedicated)
         .bind(time::now_micros())
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
         tx.commit().await?;
         Ok(FarmId(id_of(id)))
@@ -68,7 +69,7 @@ impl Db {
 
     pub async fn farms(&self, filter: &FarmFilter, page: Page) -> Result<Vec<Farm>, DbError> {
         let pattern = filter.name_part.as_deref().map(pattern_of_part);
-        let rows: Vec<FarmRow> = sqlx::query_as(
+        let rows: Vec<FarmRow> = query(
             r"SELECT id, name, account, stellar_address, dedicated, created_at, updated_at
               FROM farms
               WHERE (CAST($1 AS BIGINT) IS NULL OR id = $1)
@@ -81,7 +82,7 @@ impl Db {
         .bind(filter.account.map(column))
         .bind(page.limit)
         .bind(page.offset)
-        .fetch_all(&self.pool)
+        .fetch_all(&self.database)
         .await?;
         Ok(rows.into_iter().map(Into::into).collect())
     }
@@ -94,7 +95,7 @@ impl Db {
         stellar_address: Option<&str>,
     ) -> Result<(), DbError> {
         let mut tx = self.begin().await?;
-        sqlx::query(
+        query(
             "UPDATE farms SET name = COALESCE($2, name),
                               stellar_address = COALESCE($3, stellar_address), updated_at = $4
              WHERE id = $1",
@@ -103,7 +104,7 @@ impl Db {
         .bind(name)
         .bind(stellar_address)
         .bind(time::now_micros())
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
         tx.commit().await?;
         Ok(())

@@ -1,5 +1,6 @@
 //! Nodes and their uptime.
 
+use rhizome_database::{FromRow, query};
 use rhizome_model::registrar::{Node, NodeRegistration, Resources};
 use rhizome_model::{AccountId, FarmId, NodeId};
 
@@ -10,7 +11,7 @@ use crate::time;
 /// Clocks are corrected by some seconds; a later start than this is a restart.
 const RESTART_SLACK_SECS: i64 = 120;
 
-#[derive(sqlx::FromRow)]
+#[derive(FromRow)]
 struct NodeRow {
     id: i64,
     farm: i64,
@@ -39,14 +40,14 @@ impl TryFrom<NodeRow> for Node {
             node_id: NodeId(id_of(row.id)),
             farm_id: FarmId(id_of(row.farm)),
             twin_id: AccountId(id_of(row.account)),
-            location: serde_json::from_str(&row.location).map_err(DbError::Corrupt)?,
+            location: serde_json::from_str(&row.location).map_err(DbError::corrupt)?,
             resources: Resources {
                 hru: id_of(row.hru),
                 sru: id_of(row.sru),
                 cru: id_of(row.cru),
                 mru: id_of(row.mru),
             },
-            interfaces: serde_json::from_str(&row.interfaces).map_err(DbError::Corrupt)?,
+            interfaces: serde_json::from_str(&row.interfaces).map_err(DbError::corrupt)?,
             secure_boot: row.secure_boot,
             virtualized: row.virtualized,
             serial_number: row.serial_number,
@@ -79,7 +80,7 @@ impl Db {
     pub async fn create_node(&self, node: &NodeRegistration) -> Result<NodeId, DbError> {
         let mut tx = self.begin().await?;
         let id = next_id(&mut tx, "node").await?;
-        sqlx::query(
+        query(
             "INSERT INTO nodes (id, farm, account, location, hru, sru, cru, mru, interfaces,
                                 secure_boot, virtualized, serial_number, supervisor_url,
                                 approved, last_seen, created_at, updated_at)
@@ -88,19 +89,19 @@ impl Db {
         .bind(id)
         .bind(column(node.farm_id.0))
         .bind(column(node.twin_id.0))
-        .bind(serde_json::to_string(&node.location).map_err(DbError::Corrupt)?)
+        .bind(serde_json::to_string(&node.location).map_err(DbError::corrupt)?)
         .bind(column(node.resources.hru))
         .bind(column(node.resources.sru))
         .bind(column(node.resources.cru))
         .bind(column(node.resources.mru))
-        .bind(serde_json::to_string(&node.interfaces).map_err(DbError::Corrupt)?)
+        .bind(serde_json::to_string(&node.interfaces).map_err(DbError::corrupt)?)
         .bind(node.secure_boot)
         .bind(node.virtualized)
         .bind(&node.serial_number)
-        .bind(&node.supervisor_url)
+        .bind(node.supervisor_url.as_deref())
         .bind(false)
         .bind(time::now_micros())
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
         tx.commit().await?;
         Ok(NodeId(id_of(id)))
@@ -110,7 +111,7 @@ impl Db {
     /// clients do not know it. Approval is for one farm.
     pub async fn update_node(&self, id: NodeId, node: &NodeRegistration) -> Result<(), DbError> {
         let mut tx = self.begin().await?;
-        sqlx::query(
+        query(
             "UPDATE nodes SET approved = (approved AND farm = $2), farm = $2, location = $3,
                               hru = $4, sru = $5, cru = $6, mru = $7, interfaces = $8,
                               secure_boot = $9, virtualized = $10, serial_number = $11,
@@ -119,18 +120,18 @@ impl Db {
         )
         .bind(column(id.0))
         .bind(column(node.farm_id.0))
-        .bind(serde_json::to_string(&node.location).map_err(DbError::Corrupt)?)
+        .bind(serde_json::to_string(&node.location).map_err(DbError::corrupt)?)
         .bind(column(node.resources.hru))
         .bind(column(node.resources.sru))
         .bind(column(node.resources.cru))
         .bind(column(node.resources.mru))
-        .bind(serde_json::to_string(&node.interfaces).map_err(DbError::Corrupt)?)
+        .bind(serde_json::to_string(&node.interfaces).map_err(DbError::corrupt)?)
         .bind(node.secure_boot)
         .bind(node.virtualized)
         .bind(&node.serial_number)
-        .bind(&node.supervisor_url)
+        .bind(node.supervisor_url.as_deref())
         .bind(time::now_micros())
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
         tx.commit().await?;
         Ok(())
@@ -142,7 +143,7 @@ impl Db {
     }
 
     pub async fn nodes(&self, filter: &NodeFilter, page: Page) -> Result<Vec<Node>, DbError> {
-        let rows: Vec<NodeRow> = sqlx::query_as(
+        let rows: Vec<NodeRow> = query(
             "SELECT n.id, n.farm, n.account, n.location, n.hru, n.sru, n.cru, n.mru, n.interfaces,
                     n.secure_boot, n.virtualized, n.serial_number, n.supervisor_url, n.approved,
                     n.last_seen, n.created_at, n.updated_at, a.public_key
@@ -161,7 +162,7 @@ impl Db {
         .bind(filter.not_seen_after)
         .bind(page.limit)
         .bind(page.offset)
-        .fetch_all(&self.pool)
+        .fetch_all(&self.database)
         .await?;
         rows.into_iter().map(TryInto::try_into).collect()
     }
@@ -170,18 +171,18 @@ impl Db {
     /// is the same report. Whether the node restarted since the last one.
     pub async fn report_uptime(&self, id: NodeId, uptime: i64, at: i64) -> Result<bool, DbError> {
         let mut tx = self.begin().await?;
-        let before: Option<(i64, i64)> = sqlx::query_as(
+        let before: Option<(i64, i64)> = query(
             "SELECT uptime, reported_at FROM uptime_reports
              WHERE node = $1 AND reported_at < $2 ORDER BY reported_at DESC LIMIT 1",
         )
         .bind(column(id.0))
         .bind(at)
-        .fetch_optional(&mut *tx)
+        .fetch_optional(&mut tx)
         .await?;
         let was_restart = before.is_some_and(|(uptime_then, then)| {
             at.saturating_sub(uptime) > then.saturating_sub(uptime_then) + RESTART_SLACK_SECS
         });
-        sqlx::query(
+        query(
             "INSERT INTO uptime_reports (node, reported_at, uptime, was_restart)
              VALUES ($1, $2, $3, $4)
              ON CONFLICT (node, reported_at)
@@ -191,15 +192,15 @@ impl Db {
         .bind(at)
         .bind(uptime)
         .bind(was_restart)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
-        sqlx::query(
+        query(
             "UPDATE nodes SET last_seen = $2
              WHERE id = $1 AND (last_seen IS NULL OR last_seen < $2)",
         )
         .bind(column(id.0))
         .bind(time::micros_of_secs(at))
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
         tx.commit().await?;
         Ok(was_restart)

@@ -1,12 +1,13 @@
 //! A ledger in this process, and calls as any HTTP client makes them.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::Method;
+use rhizome_database::{DatabaseUrl, PostgresServer, Store};
 use rhizome_identity::SigningKey;
 use rhizome_ledger::LedgerConfig;
 use rhizome_model::Failure;
@@ -16,9 +17,35 @@ use tokio_util::sync::CancellationToken;
 
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
+/// A database of the store that is tested, new and empty. It is gone when this is.
+pub struct Home {
+    pub url: DatabaseUrl,
+    _file: Option<tempfile::TempDir>,
+    _server: Option<PostgresServer>,
+}
+
+impl Home {
+    pub async fn new() -> Self {
+        match crate::STORE {
+            Store::Sqlite => Self::of_file(tempfile::tempdir().unwrap()),
+            Store::Postgres => {
+                // A kill loses nothing of what the kernel has, and tests cut no power.
+                let template = Path::new(env!("CARGO_TARGET_TMPDIR")).join("postgres-cluster");
+                let server = PostgresServer::start(&["fsync=off"], Some(&template)).await.unwrap();
+                Self { url: server.database(), _file: None, _server: Some(server) }
+            }
+        }
+    }
+
+    pub fn of_file(folder: tempfile::TempDir) -> Self {
+        let url = DatabaseUrl::sqlite(folder.path().join("ledger.sqlite"));
+        Self { url, _file: Some(folder), _server: None }
+    }
+}
+
 pub struct Ledger {
     pub address: SocketAddr,
-    pub dir: tempfile::TempDir,
+    pub home: Home,
     http: reqwest::Client,
     stop: CancellationToken,
     task: Option<JoinHandle<Result<(), Failure>>>,
@@ -29,40 +56,43 @@ pub type Answer = (u16, Value);
 
 impl Ledger {
     pub async fn start() -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), "127.0.0.1:0".parse().unwrap()).await
+        Self::start_in(Home::new().await, "127.0.0.1:0".parse().unwrap()).await
     }
 
-    pub async fn start_in(dir: tempfile::TempDir, listen: SocketAddr) -> Self {
+    pub async fn start_in(home: Home, listen: SocketAddr) -> Self {
         let listener = rhizome_service::http::bind(listen).await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let config =
-            LedgerConfig { database: dir.path().join("ledger.sqlite"), network: "dev".into() };
+        let config = LedgerConfig { database: home.url.clone(), network: "dev".into() };
         let task = tokio::spawn(rhizome_ledger::run(config, listener, stop.clone()));
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { address, dir, http, stop, task: Some(task) }
+        Self { address, home, http, stop, task: Some(task) }
     }
 
     /// Stops it and starts it again on the same files and the same port.
     pub async fn restart(self) -> Self {
         let address = self.address;
-        let dir = self.stop().await;
-        Self::start_in(dir, address).await
+        let home = self.stop().await;
+        Self::start_in(home, address).await
     }
 
-    pub async fn stop(mut self) -> tempfile::TempDir {
+    pub async fn stop(mut self) -> Home {
         self.stop.cancel();
         let task = self.task.take().unwrap();
         tokio::time::timeout(DEADLINE, task).await.expect("it did not stop").unwrap().unwrap();
-        self.dir
+        self.home
     }
 
     pub fn base(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    pub fn database(&self) -> PathBuf {
-        self.dir.path().join("ledger.sqlite")
+    #[allow(dead_code, reason = "for the tests that only SQLite has")]
+    pub fn sqlite_file(&self) -> &Path {
+        match &self.home.url {
+            DatabaseUrl::Sqlite(file) => file,
+            DatabaseUrl::Postgres(url) => panic!("{url} is no file"),
+        }
     }
 
     pub async fn get(&self, path: &str) -> Answer {

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{DEADLINE, Ledger};
+use crate::harness::{DEADLINE, Home, Ledger};
 
 fn facts() -> Facts {
     Facts {
@@ -108,7 +108,7 @@ async fn a_ledger_that_comes_up_late_is_waited_for() {
     let mut node = Running::start(config(dir.path(), &format!("http://{address}")));
     let identity = node.until(|i| i.problem.is_some()).await;
     assert!(identity.problem.unwrap().contains("cannot reach ledger"), "it must say why");
-    let ledger = Ledger::start_in(tempfile::tempdir().unwrap(), address).await;
+    let ledger = Ledger::start_in(Home::new().await, address).await;
     let identity = node.until(|i| i.registered.is_some()).await;
     assert_eq!(identity.problem, None);
     node.stop().await;
@@ -130,7 +130,7 @@ async fn a_ledger_that_restarts_or_forgets_is_told_again() {
 
     ledger.stop().await;
     node.until(|i| i.problem.is_some()).await;
-    let ledger = Ledger::start_in(tempfile::tempdir().unwrap(), address).await;
+    let ledger = Ledger::start_in(Home::new().await, address).await;
     // Another account came first, so that the ids differ.
     ledger.account(77).await;
     node.until(|i| i.problem.is_none()).await;

@@ -1,4 +1,4 @@
-use rhizome_ledger::LedgerConfig;
+use rhizome_ledger::{DatabaseUrl, LedgerConfig};
 use rhizome_model::Code;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -51,8 +51,8 @@ async fn it_does_not_open_what_is_no_database_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("file"), "").unwrap();
     let listener = rhizome_service::http::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let config =
-        LedgerConfig { database: dir.path().join("file/ledger.sqlite"), network: "dev".into() };
+    let database = DatabaseUrl::sqlite(dir.path().join("file/ledger.sqlite"));
+    let config = LedgerConfig { database, network: "dev".into() };
     let failure =
         rhizome_ledger::run(config, listener, CancellationToken::new()).await.unwrap_err();
     assert_eq!(failure.code, Code::StateNotWritable);

@@ -1,0 +1,12 @@
+//! The ledger over HTTP: a real instance on a free port, a real database, and the client and the
+//! identity manager that use it. Each store runs all of it: `sqlite.rs`, `postgres.rs`.
+
+mod accounts;
+mod auth;
+mod client;
+mod crash;
+mod farms;
+pub mod harness;
+mod manager;
+mod nodes;
+mod service;
