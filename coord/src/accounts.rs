@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rhizome_identity::Accounts;
+use rhizome_identity::{Accounts, active_account};
 use rhizome_model::api::AccountView;
+use rhizome_model::statement::Account;
 use rhizome_model::{AccountId, Code, Failure, KeyId};
 
 use crate::store::Store;
@@ -28,7 +29,9 @@ impl KnownAccounts {
         match self.ledger.by_key(key).await {
             Ok(Some(account)) => {
                 self.remember(&account).await;
-                Ok(Some(account))
+                // The caller signed with this key: where it has ended, it reads nothing any more.
+                let active = active_account(self.ledger.as_ref(), key).await?;
+                Ok(Some(AccountView { id: active.id, key: *key }))
             }
             Ok(None) => Ok(None),
             Err(failure) if failure.code == Code::Unavailable => {
@@ -42,7 +45,9 @@ impl KnownAccounts {
     }
 
     /// Keeps an account for the time when the ledger is away.
-    pub async fn remember(&self, account: &AccountView) {
+    pub async fn remember(&self, account: &Account) {
+        let Some(key) = account.main_key() else { return };
+        let account = AccountView { id: account.id, key };
         {
             let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
             if stored.get(&account.id) == Some(&account.key) {
@@ -53,7 +58,7 @@ impl KnownAccounts {
             }
             stored.insert(account.id, account.key);
         }
-        if let Err(error) = self.store.remember_account(account).await {
+        if let Err(error) = self.store.remember_account(&account).await {
             // Only reads while the ledger is away lack it.
             tracing::warn!(account = %account.id, error = %Failure::from(error),
                 "an account could not be kept");

@@ -3,13 +3,17 @@
 use std::path::PathBuf;
 
 use rhizome_identity::SigningKey;
-use rhizome_model::{Code, Failure};
+use rhizome_model::{Code, Failure, KeyId};
 
 pub struct CoordConfig {
     /// The SQLite file; it is made when it is not there.
     pub database: PathBuf,
     /// The ledger's URL, such as `http://127.0.0.1:8080`.
     pub ledger: String,
+    /// The ledger's key; without it, the one that it shows first.
+    pub ledger_key: Option<KeyId>,
+    /// The folder in which what the ledger signed is kept.
+    pub statements: PathBuf,
     /// The network that envelopes must be signed for: `dev`, `test` or `main`.
     pub network: String,
     /// Signs our calls to the supervisors.

@@ -29,7 +29,7 @@ mod store;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rhizome_identity::{CachedAccounts, LedgerClient};
+use rhizome_identity::{LedgerClient, Statements, StatementsConfig};
 use rhizome_model::{Code, Failure};
 use rhizome_service::{Shutdown, clock};
 use tokio::net::TcpListener;
@@ -60,8 +60,15 @@ pub async fn run(
         Failure::new(Code::StateNotWritable, format!("cannot open {path}: {failure}"))
     })?);
     let ledger = LedgerClient::new(&config.ledger, None)?;
-    let cached = Arc::new(CachedAccounts::new(Arc::new(ledger.clone())));
-    let known = Arc::new(KnownAccounts::new(cached.clone(), store.clone()));
+    let statements = Arc::new(Statements::load(
+        ledger.clone(),
+        StatementsConfig {
+            folder: config.statements,
+            network: config.network.clone(),
+            ledger_key: config.ledger_key,
+        },
+    )?);
+    let known = Arc::new(KnownAccounts::new(statements.clone(), store.clone()));
     let nodes = Arc::new(Nodes::new(ledger, config.key));
     // Tasks of our own, so that ours alone end with us, also when nobody waits for us any more.
     let own = Shutdown { token: shutdown.token.child_token(), ..Shutdown::default() };
@@ -69,7 +76,13 @@ pub async fn run(
     let dispatcher = Dispatcher::start(store.clone(), nodes.clone(), own.clone());
     own.tracker.spawn(own.token.clone().run_until_cancelled_owned(keep_house(store.clone())));
 
-    let app = http::App::new(store, nodes, dispatcher, cached, known, config.network, own.clone());
+    own.tracker.spawn({
+        let (statements, token) = (statements.clone(), own.token.clone());
+        async move { statements.run(&[], token).await }
+    });
+
+    let app =
+        http::App::new(store, nodes, dispatcher, statements, known, config.network, own.clone());
     let (router, api) = http::routes(app);
     let health = rhizome_service::http::always_healthy();
     let served = rhizome_service::serve(listener, router, api, health, own.token.clone()).await;

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderValue, Method};
@@ -12,15 +12,18 @@ use rhizome_model::registrar::{
     self, Acknowledged, Farm, FarmCreated, NewAccount, NewFarm, Node, NodeCreated,
     NodeRegistration, Resources, UptimeReport, base64_key,
 };
+use rhizome_model::statement::LedgerView;
 use rhizome_model::{AccountId, Code, Failure, FarmId, KeyId, NodeId};
 use rhizome_service::{Client, clock};
 use serde::de::DeserializeOwned;
 
-use crate::{Accounts, SigningKey};
+use crate::SigningKey;
 
 /// Rows per request of a list, and how many requests we make for one: a million rows.
 const PAGE_SIZE: usize = 1000;
 const MAX_PAGES: usize = 1000;
+/// A statement that is needed now is not waited for longer.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A node as the ledger knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,6 +189,20 @@ impl LedgerClient {
         Ok(self.http.get::<Vec<Node>>(&path).await?.pop().map(Into::into))
     }
 
+    /// Which ledger it is: the key that it signs statements with, its network.
+    pub async fn about(&self) -> Result<LedgerView, Failure> {
+        self.http.get("/v2/ledger").await
+    }
+
+    /// What the ledger signed, as it came.
+    pub async fn signed_bytes(&self, path: &str) -> Result<Vec<u8>, Failure> {
+        let reply = self.http.call(Method::GET, path, Vec::new(), HeaderMap::new(), Some(TIMEOUT));
+        let bytes = reply.await?.bytes().await.map_err(|e| {
+            Failure::new(Code::Unavailable, format!("the ledger's answer to {path} broke off: {e}"))
+        })?;
+        Ok(bytes.into())
+    }
+
     /// All rows of a list; `path` ends where further query parameters can follow.
     async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, Failure> {
         let mut rows = Vec::new();
@@ -233,17 +250,6 @@ impl LedgerClient {
         self.key.as_ref().ok_or_else(|| {
             Failure::new(Code::BadRequest, "changing something in the ledger needs a key")
         })
-    }
-}
-
-#[async_trait]
-impl Accounts for LedgerClient {
-    async fn by_key(&self, key: &KeyId) -> Result<Option<AccountView>, Failure> {
-        self.account_by_key(key).await
-    }
-
-    async fn by_id(&self, id: AccountId) -> Result<Option<AccountView>, Failure> {
-        self.account_by_id(id).await
     }
 }
 

@@ -4,6 +4,7 @@
 //!   words, OpenSSH key, key file ─▶ SigningKey ─┬─▶ DSSE envelopes, HTTP message signatures
 //!                                               ├─▶ X25519 ─▶ sealed secrets
 //!                                               └─▶ Mycelium address
+//!   ssh-agent, hardware token ─▶ UserKey ─▶ the same signatures, as SSHSIG where need be
 //!   bytes from anywhere ─▶ verify ─▶ a document that its account signed
 //!   manager: the node's key ─▶ ledger (account, farm, node, uptime)
 //! ```
@@ -14,7 +15,7 @@
 //! Must not know: what a document's script says, Redis, SQL, how anything is made on a node.
 
 mod address;
-mod cached_accounts;
+pub mod agent;
 mod envelope;
 pub mod http_signature;
 mod import;
@@ -23,12 +24,16 @@ mod keyfile;
 mod ledger_client;
 pub mod manager;
 mod seal;
+pub mod sshsig;
+mod statements;
+mod user_key;
 mod verify;
 
 pub use address::mycelium_address;
-pub use cached_accounts::CachedAccounts;
 pub use envelope::{SignatureError, digest, verify_signatures};
 pub use key::{KeyError, SigningKey, check_key, verify_bytes};
 pub use ledger_client::{LedgerClient, LedgerNode};
 pub use seal::{MAX_SECRET_BYTES, SealError, seal};
-pub use verify::{Accounts, Verified, verify};
+pub use statements::{Statements, StatementsConfig, open_signed, sign_statement};
+pub use user_key::UserKey;
+pub use verify::{Accounts, Verified, active_account, verify};

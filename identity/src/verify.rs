@@ -9,7 +9,7 @@
 //! before is the caller's to check, together with remembering it.
 
 use async_trait::async_trait;
-use rhizome_model::api::AccountView;
+use rhizome_model::statement::{Account, KeyEnding};
 use rhizome_model::{
     AccountId, Code, Document, Envelope, EnvelopeError, Failure, KeyId, WindowError,
 };
@@ -19,8 +19,9 @@ use crate::envelope::{digest, verify_signatures};
 /// Where accounts are looked up.
 #[async_trait]
 pub trait Accounts: Send + Sync {
-    async fn by_key(&self, key: &KeyId) -> Result<Option<AccountView>, Failure>;
-    async fn by_id(&self, id: AccountId) -> Result<Option<AccountView>, Failure>;
+    /// The account that has this key, or had it.
+    async fn by_key(&self, key: &KeyId) -> Result<Option<Account>, Failure>;
+    async fn by_id(&self, id: AccountId) -> Result<Option<Account>, Failure>;
 }
 
 /// What passed every check.
@@ -32,7 +33,7 @@ pub struct Verified {
     pub digest: String,
     pub signers: Vec<KeyId>,
     /// Whose document it is.
-    pub account: AccountView,
+    pub account: Account,
 }
 
 /// Checks an envelope as it came. `now` is in Unix seconds.
@@ -121,16 +122,31 @@ fn check_window(document: &Document, now: i64) -> Result<(), Failure> {
     })
 }
 
-/// The account's own key must have signed, and every required co-signer; together the signers must
+/// The account in whose name a key may act: one that has it, and not one that had it.
+pub async fn active_account(accounts: &dyn Accounts, key: &KeyId) -> Result<Account, Failure> {
+    let account = accounts.by_key(key).await?.ok_or_else(|| {
+        Failure::new(
+            Code::UnknownAccount,
+            format!("no account of the ledger has the key {key}; register it first"),
+        )
+    })?;
+    if account.is_active(key) { Ok(account) } else { Err(ended(&account, key)) }
+}
+
+/// A key of the account must have signed, and every required co-signer; together the signers must
 /// reach the weight that the document asks for. Signatures of keys that the document does not name
-/// count nothing.
-fn authorise(document: &Document, account: &AccountView, signers: &[KeyId]) -> Result<(), Failure> {
+/// count nothing, and those of keys that have ended neither.
+fn authorise(document: &Document, account: &Account, signers: &[KeyId]) -> Result<(), Failure> {
     let refuse = |message| Err(Failure::new(Code::Unauthorised, message));
-    if !signers.contains(&account.key) {
-        return refuse(format!(
-            "account {} has not signed: its key is {}",
-            account.id, account.key
-        ));
+    if !signers.iter().any(|key| account.is_active(key)) {
+        let had = signers.iter().find(|key| account.key(key).is_some());
+        return match (had, account.main_key()) {
+            (Some(key), _) => Err(ended(account, key)),
+            (None, Some(own)) => {
+                refuse(format!("account {} has not signed: its key is {own}", account.id))
+            }
+            (None, None) => Err(revoked(account)),
+        };
     }
     let (cosigners, required) = document.cosigners();
     if let Some(missing) = cosigners.iter().find(|c| c.required && !signers.contains(&c.key)) {
@@ -139,16 +155,32 @@ fn authorise(document: &Document, account: &AccountView, signers: &[KeyId]) -> R
             missing.key
         ));
     }
-    // Over the signers, not the co-signers: a key that is listed twice still weighs once.
-    let weight_of = |key: &KeyId| {
-        let named = cosigners.iter().find(|c| c.key == *key).map_or(0, |c| c.weight);
-        if *key == account.key { 1 } else { named }
-    };
-    let weight = signers.iter().map(weight_of).fold(0, u32::saturating_add);
+    // Over the signers, not the co-signers: a key that is listed twice still weighs once. The account
+    // weighs one, whichever of its keys have signed; what those weigh is for changing its keys.
+    let weight_of = |key: &KeyId| cosigners.iter().find(|c| c.key == *key).map_or(0, |c| c.weight);
+    let others = signers.iter().filter(|key| account.key(key).is_none());
+    let weight = others.map(weight_of).fold(1, u32::saturating_add);
     if weight < required {
         return refuse(format!("the signatures weigh {weight}; the document asks for {required}"));
     }
     Ok(())
+}
+
+fn ended(account: &Account, key: &KeyId) -> Failure {
+    if account.main_key().is_none() {
+        return revoked(account);
+    }
+    let how = account.key(key).and_then(|k| k.ended).map(|end| end.how);
+    let what = match how {
+        Some(KeyEnding::Rotated) => "was replaced by another; sign with that",
+        Some(KeyEnding::Revoked) | None => "was revoked; sign with another key of the account",
+    };
+    Failure::new(Code::RevokedKey, format!("the key {key} of account {} {what}", account.id))
+}
+
+fn revoked(account: &Account) -> Failure {
+    let message = format!("account {} is revoked: all its keys are", account.id);
+    Failure::new(Code::RevokedAccount, message)
 }
 
 #[cfg(test)]

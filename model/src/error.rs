@@ -96,6 +96,24 @@ codes! {
     /// The call carries no valid HTTP message signature.
     Unauthenticated = 401 Refused,
 
+    // Keys of users and nodes
+    /// The ssh-agent is not there.
+    AgentUnavailable = 503 Unreachable,
+    /// The ssh-agent has no such key.
+    NoSuchKey = 404 Misuse,
+    /// The ssh-agent does not sign.
+    AgentRefused = 403 Refused,
+    /// A node's identity was there and cannot be read, opened or trusted.
+    IdentityLost = 500 Refused,
+    /// Copies of a node's identity are of different nodes.
+    IdentityConflict = 500 Refused,
+    /// The ledger knows this machine under another key.
+    KnownMachine = 409 Refused,
+    /// The passphrase or key does not open it.
+    WrongPassphrase = 403 Refused,
+    /// The purpose is not one that the caller may use.
+    WrongPurpose = 403 Refused,
+
     // The script
     /// It does not parse.
     ScriptSyntaxError = 422 Refused,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{FromRequest, Request};
+use rhizome_identity::active_account;
 use rhizome_model::{AccountId, Code, DeploymentId, KeyId};
 use rhizome_service::{ApiError, ApiResult, clock};
 
@@ -68,16 +69,10 @@ impl FromRequest<Arc<Supervisor>> for Signed {
         let now = clock::now_secs();
         let (path, query) = (parts.uri.path(), parts.uri.query());
         let key = state.callers.verify(&parts.method, path, query, &parts.headers, &body, now)?;
-        let caller = if state.coordinators.contains(&key) {
+        let caller = if state.is_coordinator(&key).await {
             Caller::Coordinator
         } else {
-            let account = state.accounts.by_key(&key).await?.ok_or_else(|| {
-                ApiError::new(
-                    Code::UnknownAccount,
-                    format!("no account of the ledger has the key {key}"),
-                )
-            })?;
-            Caller::Account(account.id)
+            Caller::Account(active_account(state.statements.as_ref(), &key).await?.id)
         };
         Ok(Self { caller, key, body })
     }

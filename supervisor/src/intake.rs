@@ -51,7 +51,7 @@ impl Supervisor {
             return Ok(Taken::Job(Box::new(job)));
         }
         let verified =
-            match verify(bytes, self.accounts.as_ref(), &self.network, clock::now_secs()).await {
+            match verify(bytes, self.statements.as_ref(), &self.network, clock::now_secs()).await {
                 Ok(verified) => verified,
                 Err(failure) => {
                     let refused = Some(failure.code);
@@ -163,6 +163,7 @@ impl Supervisor {
             self.keep_data(&task.deployment, desired, &plan, document).await?;
         }
         task.reserved = task.demand_during(&plan.resources)?;
+        let _granted = self.granted(&task.deployment, task.reserved).await?;
         task.updated_at = clock::now_ms();
         let mut job =
             script_job(&task, Work::Script, self.limits.wall_ms + UNDO_MS, SCRIPT_ATTEMPTS);

@@ -14,10 +14,10 @@ mod audit;
 mod caller;
 mod compare;
 mod fence;
+mod grants;
 mod intake;
 mod keeper;
 mod operation;
-mod owner;
 mod pools;
 mod rates;
 mod reconcile;
@@ -27,7 +27,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rhizome_engine::{SandboxOptions, Sandboxes};
-use rhizome_identity::{Accounts, LedgerClient};
+use rhizome_identity::{LedgerClient, Statements};
+use rhizome_model::statement::Subject;
 use rhizome_model::{Failure, KeyId, Limits, NodeFacts};
 use rhizome_queue::{MaintainOptions, Queue, QueueConfig};
 use rhizome_service::Shutdown;
@@ -37,7 +38,6 @@ pub use pools::Pool;
 
 use audit::Audit;
 use fence::Groups;
-use owner::Owner;
 use pools::Pools;
 use rates::Rates;
 
@@ -49,8 +49,8 @@ pub struct SupervisorConfig {
     pub key: KeyId,
     pub network: String,
     pub queue: QueueConfig,
-    /// Who has which key.
-    pub accounts: Arc<dyn Accounts>,
+    /// What the ledger says of accounts, of our farm, and of other nodes.
+    pub statements: Arc<Statements>,
     /// Where the other nodes of a deployment are looked up.
     pub ledger: LedgerClient,
     /// The keys whose holders may follow all tasks.
@@ -73,14 +73,15 @@ struct Supervisor {
     key: KeyId,
     network: String,
     queue: Queue,
-    accounts: Arc<dyn Accounts>,
+    statements: Arc<Statements>,
     ledger: LedgerClient,
     coordinators: Vec<KeyId>,
     sandboxes: Sandboxes,
     limits: Limits,
     audit: Audit,
     pools: Pools,
-    owner: Owner,
+    /// Held from the look at what an account may use until it uses it.
+    granting: tokio::sync::Mutex<()>,
     rates: Rates,
     callers: rhizome_identity::http_signature::Verifier,
     /// Streams end when the supervisor does.
@@ -99,13 +100,13 @@ pub async fn run(
     let groups = Groups::open(config.groups);
     let pools = Pools::start(config.pools, queue.clone(), groups, config.spool, &shutdown);
     let supervisor = Arc::new(Supervisor {
-        owner: Owner::new(config.ledger.clone(), config.facts.farm),
+        granting: tokio::sync::Mutex::default(),
         rates: Rates::default(),
         facts: config.facts,
         key: config.key,
         network: config.network,
         queue: queue.clone(),
-        accounts: config.accounts,
+        statements: config.statements,
         ledger: config.ledger,
         coordinators: config.coordinators,
         sandboxes: Sandboxes::new(options),
@@ -126,6 +127,11 @@ pub async fn run(
         async move { supervisor.watch_queues(token).await }
     });
     shutdown.tracker.spawn(reconcile::run(queue, token.clone()));
+    shutdown.tracker.spawn({
+        let (statements, token) = (supervisor.statements.clone(), token.clone());
+        let farm = Subject::Farm(supervisor.facts.farm);
+        async move { statements.run(&[farm], token).await }
+    });
 
     let (router, openapi) = api::routes(supervisor.clone());
     let health: rhizome_service::Health = {

@@ -33,7 +33,7 @@ impl Supervisor {
         }
         // Only who holds the signed envelope itself is shown what became of it.
         let in_time = document.expires.saturating_sub(1);
-        verify(bytes, self.accounts.as_ref(), &self.network, in_time).await?;
+        verify(bytes, self.statements.as_ref(), &self.network, in_time).await?;
         self.operation_view(id).await
     }
 

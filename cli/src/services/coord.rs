@@ -7,7 +7,7 @@ use rhizome_coord::CoordConfig;
 use rhizome_identity::SigningKey;
 use rhizome_model::Failure;
 
-use super::{Common, ledger_of, network_of, state_folder, state_of};
+use super::{Common, LedgerKey, ledger_of, network_of, state_folder, state_of};
 use crate::cli::Globals;
 use crate::commands::key::refuse;
 use crate::error::Error;
@@ -22,6 +22,8 @@ pub struct Args {
     #[arg(long, env = "RHIZOME_LISTEN", default_value = "127.0.0.1:8800", value_name = "ADDRESS")]
     listen: SocketAddr,
     #[command(flatten)]
+    ledger_key: LedgerKey,
+    #[command(flatten)]
     common: Common,
 }
 
@@ -34,6 +36,8 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     let config = CoordConfig {
         database: state.join("coord.db"),
         ledger: ledger_of(globals)?,
+        ledger_key: args.ledger_key.ledger_key,
+        statements: state.join("statements"),
         network: network_of(globals),
         key,
     };

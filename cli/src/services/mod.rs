@@ -31,6 +31,15 @@ pub struct Common {
     pub lifeline: bool,
 }
 
+/// Whose word counts.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct LedgerKey {
+    /// The key that the ledger signs with (`rhizome ledger --help`); without it, the one that it
+    /// shows at the first contact counts from then on.
+    #[arg(long, env = "RHIZOME_LEDGER_KEY", value_name = "KEY")]
+    pub ledger_key: Option<rhizome_model::KeyId>,
+}
+
 impl Common {
     pub fn shutdown(&self) -> Result<Shutdown, Failure> {
         let shutdown = Shutdown::new();

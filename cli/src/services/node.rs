@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use super::node_file::{NodeFile, PoolChoice};
 use super::process::{Kept, Process, Stop};
-use super::{Common, ledger_of, network_of, program, state_folder, state_of};
+use super::{Common, LedgerKey, ledger_of, network_of, program, state_folder, state_of};
 use crate::cli::Globals;
 use crate::error::Error;
 
@@ -70,6 +70,8 @@ pub struct NodeOptions {
         value_name = "KEY"
     )]
     pub coordinators: Vec<KeyId>,
+    #[command(flatten)]
+    pub ledger_key: LedgerKey,
     #[command(flatten)]
     pub common: Common,
 }
@@ -145,6 +147,7 @@ pub async fn run(args: NodeOptions, globals: &Globals) -> Result<ExitCode, Error
         key,
         network: network_of(globals),
         ledger,
+        ledger_key: args.ledger_key.ledger_key,
         coordinators: args.coordinators,
         listen,
         redis: args.redis,

@@ -16,6 +16,9 @@ pub struct NodeFile {
     pub key: KeyId,
     pub network: String,
     pub ledger: String,
+    /// The ledger's key, where it is known beforehand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ledger_key: Option<KeyId>,
     pub coordinators: Vec<KeyId>,
     /// Where the supervisor listens.
     pub listen: SocketAddr,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use rhizome_identity::{CachedAccounts, LedgerClient};
+use rhizome_identity::{LedgerClient, Statements, StatementsConfig};
 use rhizome_model::{SCRIPT_QUEUE, WorkloadKind};
 use rhizome_supervisor::{Pool, SupervisorConfig};
 
@@ -35,6 +35,12 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     let program = program()?;
     let listener = rhizome_service::http::bind(node.listen).await?;
     let ledger = LedgerClient::new(&node.ledger, None)?;
+    let statements = StatementsConfig {
+        folder: state.join("statements"),
+        network: node.network.clone(),
+        ledger_key: node.ledger_key,
+    };
+    let statements = Statements::load(ledger.clone(), statements)?;
     let groups = node.sal(&state, program.clone()).runner_groups();
     let groups = groups.inspect_err(|error| {
         tracing::warn!(%error, "without control groups only the process group of a dead runner ends");
@@ -45,7 +51,7 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
         key: node.key,
         network: node.network.clone(),
         queue: node.queue(),
-        accounts: Arc::new(CachedAccounts::new(Arc::new(ledger.clone()))),
+        statements: Arc::new(statements),
         ledger,
         coordinators: node.coordinators.clone(),
         pools: pools(&program, &state, log),

@@ -99,7 +99,7 @@ impl App {
 
     async fn check(&self, bytes: &[u8]) -> Result<Verified, Failure> {
         let verified =
-            verify(bytes, self.accounts.as_ref(), &self.network, clock::now_secs()).await?;
+            verify(bytes, self.statements.as_ref(), &self.network, clock::now_secs()).await?;
         if let Document::Deployment(document) = &verified.document {
             for node in &document.placement.nodes {
                 self.check_node(*node).await?;

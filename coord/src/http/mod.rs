@@ -17,7 +17,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use axum::middleware::from_fn_with_state;
-use rhizome_identity::{Accounts, http_signature::Verifier};
+use rhizome_identity::{Statements, http_signature::Verifier};
 use rhizome_model::{AccountId, DeploymentId, Failure, Name, NodeId};
 use rhizome_service::{ApiError, ApiResult, Shutdown};
 use tokio::sync::Semaphore;
@@ -42,8 +42,8 @@ pub struct Parts {
     store: Arc<Store>,
     nodes: Arc<Nodes>,
     dispatcher: Dispatcher,
-    /// For envelopes: as the ledger says.
-    accounts: Arc<dyn Accounts>,
+    /// What the ledger says: for envelopes.
+    statements: Arc<Statements>,
     /// For reads.
     known: Arc<KnownAccounts>,
     verifier: Verifier,
@@ -58,7 +58,7 @@ impl App {
         store: Arc<Store>,
         nodes: Arc<Nodes>,
         dispatcher: Dispatcher,
-        accounts: Arc<dyn Accounts>,
+        statements: Arc<Statements>,
         known: Arc<KnownAccounts>,
         network: String,
         shutdown: Shutdown,
@@ -67,7 +67,7 @@ impl App {
             store,
             nodes,
             dispatcher,
-            accounts,
+            statements,
             known,
             verifier: Verifier::new(),
             network,

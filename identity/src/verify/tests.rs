@@ -1,3 +1,4 @@
+use rhizome_model::statement::KeyChange;
 use rhizome_model::{MAX_ENVELOPE_BYTES, payload_type};
 use serde_json::{Value, json};
 
@@ -7,14 +8,14 @@ use crate::SigningKey;
 const NOW: i64 = 1_800_000_000;
 
 /// A ledger with one account, 1, of the key with the seed 1 × 32; or one that cannot be reached.
-struct OneAccount(Result<AccountView, Failure>);
+struct OneAccount(Result<Account, Failure>);
 
 #[async_trait]
 impl Accounts for OneAccount {
-    async fn by_key(&self, key: &KeyId) -> Result<Option<AccountView>, Failure> {
-        self.0.clone().map(|a| (a.key == *key).then_some(a))
+    async fn by_key(&self, key: &KeyId) -> Result<Option<Account>, Failure> {
+        self.0.clone().map(|a| a.key(key).is_some().then_some(a))
     }
-    async fn by_id(&self, id: AccountId) -> Result<Option<AccountView>, Failure> {
+    async fn by_id(&self, id: AccountId) -> Result<Option<Account>, Failure> {
         self.0.clone().map(|a| (a.id == id).then_some(a))
     }
 }
@@ -28,7 +29,7 @@ fn stranger() -> SigningKey {
 }
 
 fn ledger() -> OneAccount {
-    OneAccount(Ok(AccountView { id: AccountId(1), key: owner().key_id() }))
+    OneAccount(Ok(Account::with_key(AccountId(1), owner().key_id(), NOW)))
 }
 
 fn document() -> Value {
@@ -183,4 +184,38 @@ async fn a_ledger_that_is_away_is_not_an_unknown_account() {
     let json = signed(&document(), &[owner()]);
     let failure = verify(json.as_bytes(), &away, "dev", NOW).await.unwrap_err();
     assert_eq!(failure.code, Code::Unavailable);
+}
+
+#[tokio::test]
+async fn a_key_that_has_ended_signs_nothing_any_more() {
+    let (old, new, other) = (owner(), stranger(), SigningKey::from_seed([3; 32]));
+    let [o, n, x] = [&old, &new, &other].map(SigningKey::key_id);
+    let account = Account::with_key(AccountId(1), o, NOW);
+    let changed = |account: &Account, change, signers: &[KeyId]| {
+        account.changed(&change, signers, NOW).unwrap()
+    };
+    let add = KeyChange::Add { key: x, weight: 3 };
+    let rotated = changed(&account, KeyChange::Rotate { old: o, new: n }, &[o, n]);
+    let revoked = changed(&changed(&account, add, &[o, x]), KeyChange::Revoke { key: o }, &[x]);
+    let none = changed(&account, KeyChange::Revoke { key: o }, &[o]);
+    let code = async |account: &Account, document: &Value, keys: &[SigningKey]| {
+        let ledger = OneAccount(Ok(account.clone()));
+        let json = signed(document, keys);
+        verify(json.as_bytes(), &ledger, "dev", NOW).await.err().map(|f| f.code)
+    };
+    let document = document();
+    for account in [&rotated, &revoked] {
+        assert_eq!(code(account, &document, &[owner()]).await, Some(Code::RevokedKey));
+        let key = active_account(&OneAccount(Ok(account.clone())), &o).await.unwrap_err();
+        assert_eq!(key.code, Code::RevokedKey);
+    }
+    assert_eq!(code(&none, &document, &[owner()]).await, Some(Code::RevokedAccount));
+    assert_eq!(code(&none, &document, &[stranger()]).await, Some(Code::RevokedAccount));
+    assert_eq!(code(&rotated, &document, &[stranger()]).await, None);
+    assert_eq!(code(&revoked, &document, &[stranger()]).await, Some(Code::Unauthorised));
+    // It does not count as a co-signer either, beside a key that does.
+    let mut cosigned = with("cosigners", json!([{ "key": o, "weight": 1 }]));
+    cosigned["required_weight"] = json!(2);
+    let both = [owner(), SigningKey::from_seed([3; 32])];
+    assert_eq!(code(&revoked, &cosigned, &both).await, Some(Code::Unauthorised));
 }

@@ -1,7 +1,4 @@
-use std::sync::Arc;
-use std::time::Duration;
-
-use rhizome_identity::{Accounts, CachedAccounts, LedgerClient, SigningKey};
+use rhizome_identity::{LedgerClient, SigningKey};
 use rhizome_model::registrar::{Interface, Location, NodeRegistration, Resources};
 use rhizome_model::{AccountId, Code, FarmId, NodeId};
 
@@ -80,20 +77,4 @@ async fn long_lists_come_whole() {
     let farms = client.farms().await.unwrap();
     assert_eq!(farms.len(), 1001);
     assert!(farms.windows(2).all(|pair| pair[0].farm_id < pair[1].farm_id));
-}
-
-#[tokio::test]
-async fn known_accounts_outlive_a_ledger_that_is_away() {
-    let ledger = Ledger::start().await;
-    let client = LedgerClient::new(&ledger.base(), None).unwrap();
-    let accounts =
-        CachedAccounts::with_times(Arc::new(client), Duration::ZERO, Duration::from_secs(60));
-    let key = SigningKey::from_seed([1; 32]);
-    assert_eq!(accounts.by_key(&key.key_id()).await.unwrap(), None);
-    let made = ledger.account(1).await;
-    let known = accounts.by_id(AccountId(made.id)).await.unwrap().unwrap();
-    ledger.stop().await;
-    assert_eq!(accounts.by_key(&key.key_id()).await.unwrap(), Some(known));
-    let unknown = accounts.by_id(AccountId(2)).await.unwrap_err();
-    assert_eq!(unknown.code, Code::Unavailable);
 }

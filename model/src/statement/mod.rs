@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{AccountId, FarmId, KeyId, NodeId};
 
-pub use farm::{Allowance, Farm, FarmAccess, Grant, GrantId};
+pub use farm::{Allowance, Farm, FarmAccess, Grant, GrantId, MAX_GRANTS};
 pub use keys::{Account, AccountKey, KeyChange, KeyDocument, KeyEnd, KeyEnding, KeyRefusal};
 
 /// The payload types of what the ledger signs.
@@ -187,6 +187,20 @@ pub struct Changes {
     /// Until then, whatever was so before and is not named here may be held for so.
     pub expires: i64,
     pub changed: Vec<Changed>,
+}
+
+/// Which ledger this is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LedgerView {
+    pub network: String,
+    /// It signs statements with this key.
+    pub key: KeyId,
+    /// The last change.
+    pub revision: Revision,
+    /// Its clock, in Unix seconds.
+    pub now: i64,
+    /// How long a statement counts.
+    pub lifetime_secs: i64,
 }
 
 /// Something that the ledger signs.

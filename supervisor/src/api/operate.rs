@@ -124,7 +124,7 @@ impl Supervisor {
     pub async fn is_operator(&self, caller: Caller) -> ApiResult<bool> {
         match caller {
             Caller::Coordinator => Ok(true),
-            Caller::Account(account) => Ok(self.owner.is(account).await?),
+            Caller::Account(account) => Ok(self.is_owner(account).await?),
         }
     }
 

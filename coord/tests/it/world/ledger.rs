@@ -1,18 +1,21 @@
-//! A ledger that remembers accounts and nodes, on the registrar's routes.
+//! A ledger that remembers accounts and nodes, and signs statements about them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::routing::get;
 use axum::{Json, Router};
-use rhizome_identity::SigningKey;
-use rhizome_model::registrar::{Account, Location, Node, Resources, base64_key};
+use rhizome_identity::{SigningKey, sign_statement};
+use rhizome_model::registrar::{Location, Node, Resources};
+use rhizome_model::statement::{Account, Changes, Farm, FarmAccess, LedgerView, Says, Statement};
 use rhizome_model::{AccountId, FarmId, KeyId, NodeId};
-use rhizome_service::{ApiError, ApiResult};
-use serde::Deserialize;
+use rhizome_service::{ApiError, ApiResult, clock};
 
 use super::Place;
+
+/// How long its statements count.
+const LIFETIME: i64 = 3600;
 
 #[derive(Default)]
 struct Books {
@@ -33,7 +36,9 @@ impl FakeLedger {
         let shared = books.clone();
         let place = Place::new(move |listener| {
             let router = Router::new()
-                .route("/v1/accounts", get(account))
+                .route("/v2/ledger", get(about))
+                .route("/v2/statements", get(changes))
+                .route("/v2/statements/{kind}/{id}", get(statement))
                 .route("/v1/nodes", get(nodes))
                 .route("/v1/nodes/{id}", get(node))
                 .with_state(shared.clone());
@@ -73,31 +78,57 @@ impl FakeLedger {
     }
 }
 
-#[derive(Deserialize)]
-struct Which {
-    twin_id: Option<AccountId>,
-    public_key: Option<String>,
+fn key() -> SigningKey {
+    SigningKey::from_seed([201; 32])
 }
 
-async fn account(
+async fn about() -> Json<LedgerView> {
+    let (network, now) = ("dev".into(), clock::now_secs());
+    Json(LedgerView { network, key: key().key_id(), revision: 0, now, lifetime_secs: LIFETIME })
+}
+
+async fn changes() -> Result<String, ApiError> {
+    let now = clock::now_secs();
+    let changes = Changes {
+        network: "dev".into(),
+        after: 0,
+        through: 0,
+        more: false,
+        issued_at: now,
+        expires: now + LIFETIME,
+        changed: Vec::new(),
+    };
+    Ok(sign_statement(&key(), &changes)?)
+}
+
+async fn statement(
     State(books): State<Shared>,
-    Query(which): Query<Which>,
-) -> ApiResult<Json<Account>> {
-    let books = books.lock().unwrap();
-    let key = which.public_key.and_then(|k| base64_key::decode(&k));
-    let found = books
-        .accounts
-        .iter()
-        .find(|(id, k)| Some(**id) == which.twin_id || Some(**k) == key)
-        .ok_or_else(|| ApiError::not_found("account"))?;
-    Ok(Json(Account {
-        twin_id: *found.0,
-        relays: None,
-        rmb_enc_key: String::new(),
-        created_at: String::new(),
-        updated_at: String::new(),
-        public_key: *found.1,
-    }))
+    Path((kind, id)): Path<(String, String)>,
+) -> ApiResult<String> {
+    let found = {
+        let books = books.lock().unwrap();
+        let asked = |(number, key): &(&AccountId, &KeyId)| match kind.as_str() {
+            "account" => number.to_string() == id,
+            _ => key.to_string() == id,
+        };
+        books.accounts.iter().find(asked).map(|(id, key)| (*id, *key))
+    };
+    let now = clock::now_secs();
+    let says = match (kind.as_str(), found) {
+        ("farm", _) => Says::Farm(Farm {
+            id: FarmId(1),
+            owner: AccountId(1),
+            access: FarmAccess::Open,
+            coordinators: Vec::new(),
+            grants: Vec::new(),
+        }),
+        (_, Some((id, key))) => Says::Account(Account::with_key(id, key, now)),
+        (_, None) => return Err(ApiError::not_found("account")),
+    };
+    let (issued_at, expires) = (now, now + LIFETIME);
+    let network = "dev".into();
+    let statement = Statement { network, revision: 0, as_of: 0, issued_at, expires, says };
+    Ok(sign_statement(&key(), &statement)?)
 }
 
 async fn nodes(State(books): State<Shared>) -> Json<Vec<Node>> {

@@ -59,10 +59,13 @@ impl World {
         ledger.place.open();
         let folder = tempfile::tempdir().unwrap();
         let (database, url) = (folder.path().join("coord.db"), ledger.place.url());
+        let statements = folder.path().join("statements");
         let coord = Place::new(move |listener| {
             let config = CoordConfig {
                 database: database.clone(),
                 ledger: url.clone(),
+                ledger_key: None,
+                statements: statements.clone(),
                 network: "dev".into(),
                 key: coord_key(),
             };
