@@ -1,9 +1,13 @@
 //! Signing DSSE envelopes, and checking the signatures on them.
+//!
+//! A signature is 64 raw bytes of Ed25519 over the PAE, or an SSHSIG over the PAE. The keyid is the
+//! public key in both cases, so one key cannot sign twice by signing in two ways.
 
 use rhizome_model::{Envelope, KeyId, Signature, pae};
 
 use crate::SigningKey;
-use crate::key::{KeyError, verify_bytes};
+use crate::key::KeyError;
+use crate::sshsig::{SshSigError, namespace, verify_either};
 
 /// Which signature of an envelope is bad, counted from 1, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +24,8 @@ pub enum SignatureError {
     Duplicate { nth: usize, keyid: KeyId },
     #[error("signature {nth}, by {keyid}, does not fit the payload: one of them was changed")]
     Mismatch { nth: usize, keyid: KeyId },
+    #[error("signature {nth}, an SSH signature by {keyid}, is refused: {why}")]
+    SshSig { nth: usize, keyid: KeyId, why: SshSigError },
 }
 
 impl SigningKey {
@@ -59,8 +65,11 @@ pub fn verify_signatures(envelope: &Envelope) -> Result<Vec<KeyId>, SignatureErr
         if signers.contains(&keyid) {
             return Err(SignatureError::Duplicate { nth, keyid });
         }
-        match verify_bytes(&keyid, &message, &signature.sig) {
+        match verify_either(&keyid, namespace::ENVELOPE, &message, &signature.sig) {
             Ok(()) => signers.push(keyid),
+            Err(KeyError::SshSig(why)) => {
+                return Err(SignatureError::SshSig { nth, keyid, why });
+            }
             Err(KeyError::Weak(_)) => return Err(SignatureError::WeakKey { nth, keyid }),
             Err(_) => return Err(SignatureError::Mismatch { nth, keyid }),
         }

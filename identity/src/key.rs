@@ -29,6 +29,10 @@ pub enum KeyError {
     Malformed { path: std::path::PathBuf, why: &'static str },
     #[error("{0}")]
     Import(String),
+    #[error("the SSH signature is refused: {0}")]
+    SshSig(#[from] crate::sshsig::SshSigError),
+    #[error(transparent)]
+    Agent(#[from] crate::agent::AgentError),
 }
 
 /// An Ed25519 private key. Clones share one copy, which is wiped when the last of them goes.

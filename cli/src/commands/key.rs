@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
+use rhizome_identity::agent::AgentError;
 use rhizome_identity::{KeyError, SigningKey};
 use rhizome_model::{Code, Failure};
 use serde_json::json;
@@ -113,7 +114,20 @@ pub fn refuse(error: KeyError) -> Failure {
         | KeyError::Exposed { .. }
         | KeyError::Foreign { .. }
         | KeyError::Malformed { .. }
+        | KeyError::SshSig(_)
         | KeyError::Import(_) => misuse(error.to_string()),
+        KeyError::Agent(AgentError::NotNamed | AgentError::Away { .. }) => {
+            Failure::new(Code::AgentUnavailable, error.to_string())
+        }
+        KeyError::Agent(AgentError::Refused { .. }) => {
+            Failure::new(Code::AgentRefused, error.to_string())
+        }
+        KeyError::Agent(
+            AgentError::Answer
+            | AgentError::NoSuchKey { .. }
+            | AgentError::Ambiguous { .. }
+            | AgentError::BadSignature { .. },
+        ) => Failure::new(Code::NoSuchKey, error.to_string()),
     }
 }
 

@@ -18,6 +18,23 @@ pub struct Input<'a> {
     pub created: i64,
     pub nonce: &'a str,
     pub key: KeyId,
+    pub alg: Alg,
+}
+
+/// How the signature base was signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alg {
+    Ed25519,
+    SshSig,
+}
+
+impl Alg {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ed25519 => "ed25519",
+            Self::SshSig => "sshsig",
+        }
+    }
 }
 
 impl<'a> Input<'a> {
@@ -46,9 +63,9 @@ impl<'a> Input<'a> {
                 return Err(format!("the parameter {name} stands twice"));
             }
         }
-        if !rest.starts_with(';') || alg != Some("\"ed25519\"") {
-            return Err("the parameter alg must be \"ed25519\"".into());
-        }
+        let alg = alg.filter(|_| rest.starts_with(';')).and_then(quoted);
+        let alg = [Alg::Ed25519, Alg::SshSig].into_iter().find(|a| Some(a.name()) == alg);
+        let alg = alg.ok_or("the parameter alg must be \"ed25519\" or \"sshsig\"")?;
         let created =
             created.and_then(integer).ok_or("the parameter created must be Unix seconds")?;
         let nonce = nonce.and_then(quoted).filter(|n| NONCE_LENGTH.contains(&n.len())).ok_or_else(
@@ -58,7 +75,7 @@ impl<'a> Input<'a> {
             .and_then(quoted)
             .and_then(|k| k.parse().ok())
             .ok_or("the parameter keyid must be the public key in 64 hexadecimal digits")?;
-        Ok(Self { label, params, created, nonce, key })
+        Ok(Self { label, params, created, nonce, key, alg })
     }
 }
 

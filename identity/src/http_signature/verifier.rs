@@ -5,9 +5,10 @@ use std::sync::{Mutex, PoisonError};
 use http::{HeaderMap, HeaderName, Method};
 use rhizome_model::{Code, Failure, KeyId};
 
-use super::input::{Input, signature};
+use super::input::{Alg, Input, signature};
 use super::nonces::Nonces;
 use super::{CONTENT_DIGEST, SIGNATURE, SIGNATURE_INPUT, base};
+use crate::sshsig::{namespace, verify_sshsig};
 use crate::verify_bytes;
 
 /// A request is taken this long before and after it was signed, by our clock.
@@ -50,8 +51,12 @@ impl Verifier {
             refuse("Signature does not hold the signature that Signature-Input names")
         })?;
         let signed = base::request(method, path, query, digest, input.params);
-        verify_bytes(&input.key, signed.as_bytes(), &sig)
-            .map_err(|_| refuse("the signature does not fit the request"))?;
+        match input.alg {
+            Alg::Ed25519 => verify_bytes(&input.key, signed.as_bytes(), &sig)
+                .map_err(|_| refuse("the signature does not fit the request"))?,
+            Alg::SshSig => verify_sshsig(&input.key, namespace::REQUEST, signed.as_bytes(), &sig)
+                .map_err(|e| refuse(format!("the SSH signature is refused: {e}")))?,
+        }
         self.first_time(&input, now)?;
         Ok(input.key)
     }

@@ -5,3 +5,4 @@
 
 mod dsse;
 mod keys;
+mod ssh;
