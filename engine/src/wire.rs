@@ -3,8 +3,6 @@
 //!
 //! ```text
 //!   parent                         child
-//!         ◀─────────────────────── Ready: its cage is closed      (here a warm child waits)
-//!   Limits ──────────────────────▶ sets its rlimits, seals the cage
 //!   Script ──────────────────────▶ compiles, evaluates
 //!         ◀─────────────────────── Call  ┐ any number, one at a time
 //!   Reply ───────────────────────▶       ┘
@@ -33,11 +31,11 @@ pub enum Order {
         uid_gid: u32,
     },
     /// With the child's standard input, output and error.
-    Fork,
+    Fork(Limits),
 }
 
 impl Order {
-    pub const MAX_BYTES: usize = 64;
+    pub const MAX_BYTES: usize = 1024;
 }
 
 /// What the zygote answers to each order.
@@ -54,7 +52,6 @@ impl Answer {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToChild {
-    Limits(Limits),
     Script(Box<Work>),
     Reply(Reply),
 }
@@ -89,7 +86,6 @@ pub enum Reply {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromChild {
-    Ready,
     Call(Call),
     Done(Done),
 }

@@ -37,8 +37,6 @@ use attempt::Hangs;
 const DRAIN: Duration = Duration::from_secs(20);
 /// Giving back takes no longer than this.
 const GIVE_BACK: Duration = Duration::from_secs(5);
-/// Evaluating processes that wait, started, for a script.
-const WARM_SANDBOXES: usize = 1;
 
 pub struct RunnerConfig {
     /// Unique per start.
@@ -75,7 +73,7 @@ pub async fn run(config: RunnerConfig, shutdown: Shutdown) -> Result<(), Failure
     let queue = Queue::connect(&config.queue).await?.patient();
     let scripts = config.queues.iter().any(|q| q == rhizome_model::SCRIPT_QUEUE);
     let (program, args) = config.sandbox;
-    let options = SandboxOptions { program, args, warm: WARM_SANDBOXES, uid_gid: None };
+    let options = SandboxOptions { program, args, uid_gid: None };
     let runner = Arc::new(Runner {
         sandboxes: scripts.then(|| Sandboxes::new(options)),
         queue: queue.clone(),

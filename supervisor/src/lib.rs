@@ -41,9 +41,6 @@ use fence::Groups;
 use pools::Pools;
 use rates::Rates;
 
-/// Evaluating processes that wait, started, for a plan.
-const WARM_SANDBOXES: usize = 1;
-
 pub struct SupervisorConfig {
     pub facts: NodeFacts,
     pub key: KeyId,
@@ -96,7 +93,7 @@ pub async fn run(
 ) -> Result<(), Failure> {
     let queue = Queue::connect(&config.queue).await?;
     let (program, args) = config.sandbox;
-    let options = SandboxOptions { program, args, warm: WARM_SANDBOXES, uid_gid: None };
+    let options = SandboxOptions { program, args, uid_gid: None };
     let groups = Groups::open(config.groups);
     let pools = Pools::start(config.pools, queue.clone(), groups, config.spool, &shutdown);
     let supervisor = Arc::new(Supervisor {

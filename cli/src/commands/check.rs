@@ -72,8 +72,7 @@ pub fn sandboxes() -> Result<Sandboxes, Failure> {
     let program = std::env::current_exe()
         .map_err(|e| internal("cannot find our own program for the sandbox", &e))?;
     let args = vec!["sandbox".into()];
-    // One evaluation: none is started ahead of time.
-    Ok(Sandboxes::new(SandboxOptions { program, args, warm: 0, uid_gid: None }))
+    Ok(Sandboxes::new(SandboxOptions { program, args, uid_gid: None }))
 }
 
 fn show(file: &str, findings: &[Failure]) {

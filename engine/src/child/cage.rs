@@ -2,9 +2,8 @@
 //!
 //! ```text
 //!   give_up   namespaces, user and groups, capabilities, new privileges      (once, in the zygote)
-//!   close     descriptors, files, processes; then system calls: a list of what evaluation needs,
-//!             the rest kills                                                 ── waits, warm ──
-//!   seal      memory and processor time, then the calls that set such limits
+//!   close     descriptors, files, processes, memory, processor time; then system calls: a list of
+//!             what evaluation needs, the rest kills                          (in each child)
 //! ```
 //!
 //! Everything here is part of the promise that a script can do nothing but compute and ask its
@@ -19,7 +18,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
-use nix::unistd::{Gid, Uid, chdir, geteuid, getpid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, chdir, geteuid, setgroups, setresgid, setresuid};
 use rhizome_model::Limits;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -32,7 +31,8 @@ const STACK: u64 = 64 << 20;
 /// The script is told of its used up time at a line; this kills what does not get there.
 const CPU_GRACE_MS: u64 = 200;
 
-/// System calls of evaluation: the pipe, memory, the clocks, dying.
+/// System calls of evaluation: the pipe, memory, the clocks, ending. Not tgkill(2): who aborts is
+/// killed for it, and has said why.
 const NEEDED: &[i64] = &[
     libc::SYS_brk,
     libc::SYS_munmap,
@@ -55,9 +55,6 @@ const NEEDED: &[i64] = &[
     libc::SYS_exit,
     libc::SYS_exit_group,
 ];
-/// Those with which a closed cage is sealed.
-const SEALING: &[i64] =
-    &[libc::SYS_prlimit64, libc::SYS_setitimer, libc::SYS_prctl, libc::SYS_seccomp];
 
 /// What no process of ours that comes near a script may have.
 pub fn give_up(uid_gid: u32) -> io::Result<()> {
@@ -106,51 +103,39 @@ fn drop_capabilities() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// What the zygote still needs and a child does not.
-fn strip() -> io::Result<()> {
-    // SAFETY: nothing in this single-threaded process uses a descriptor beyond the standard ones.
-    if unsafe { libc::close_range(3, u32::MAX, 0) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    for resource in [
-        Resource::RLIMIT_NOFILE,
-        Resource::RLIMIT_FSIZE,
-        Resource::RLIMIT_NPROC,
-        Resource::RLIMIT_CORE,
-    ] {
-        // NOFILE stays at what is open until /proc was read for the last time.
-        let most = if resource == Resource::RLIMIT_NOFILE { 8 } else { 0 };
-        setrlimit(resource, most, most)?;
-    }
-    setrlimit(Resource::RLIMIT_STACK, STACK, STACK)?;
-    Ok(())
-}
-
-/// A cage that only misses its limits.
+/// What closes around a process that has given up everything else.
 pub struct Cage {
-    final_filter: BpfProgram,
+    filter: BpfProgram,
     /// Address space before the script.
     base: u64,
 }
 
-pub fn close() -> io::Result<Cage> {
-    strip()?;
-    let waiting = filter(&[NEEDED, SEALING].concat())?;
-    let final_filter = filter(NEEDED)?;
-    let base = address_space()?;
-    setrlimit(Resource::RLIMIT_NOFILE, 0, 0)?;
-    apply_filter(&waiting).map_err(io::Error::other)?;
-    Ok(Cage { final_filter, base })
-}
-
 impl Cage {
-    pub fn seal(self, limits: &Limits) -> io::Result<()> {
+    /// Made in the zygote when it holds all that a child starts with.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { filter: filter()?, base: address_space()? })
+    }
+
+    pub fn close(&self, limits: &Limits) -> io::Result<()> {
+        // SAFETY: nothing in this single-threaded process uses a descriptor beyond the standard ones.
+        if unsafe { libc::close_range(3, u32::MAX, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
         let memory = self.base.saturating_add(limits.memory);
-        setrlimit(Resource::RLIMIT_AS, memory, memory)?;
         let seconds = limits.cpu_ms.div_ceil(1000).saturating_add(1);
-        setrlimit(Resource::RLIMIT_CPU, seconds, seconds)?;
+        for (resource, most) in [
+            (Resource::RLIMIT_NOFILE, 0),
+            (Resource::RLIMIT_FSIZE, 0),
+            (Resource::RLIMIT_NPROC, 0),
+            (Resource::RLIMIT_CORE, 0),
+            (Resource::RLIMIT_STACK, STACK),
+            (Resource::RLIMIT_AS, memory),
+            (Resource::RLIMIT_CPU, seconds),
+        ] {
+            setrlimit(resource, most, most)?;
+        }
         kill_after(limits.cpu_ms.saturating_add(CPU_GRACE_MS))?;
-        apply_filter(&self.final_filter).map_err(io::Error::other)
+        apply_filter(&self.filter).map_err(io::Error::other)
     }
 }
 
@@ -178,15 +163,13 @@ fn address_space() -> io::Result<u64> {
     Ok(pages * u64::try_from(page).map_err(io::Error::other)?)
 }
 
-fn filter(plain: &[i64]) -> io::Result<BpfProgram> {
+fn filter() -> io::Result<BpfProgram> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        plain.iter().map(|call| (*call, Vec::new())).collect();
-    let own = u64::try_from(getpid().as_raw()).map_err(io::Error::other)?;
+        NEEDED.iter().map(|call| (*call, Vec::new())).collect();
     let executable = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
     for (call, argument, op, value) in [
         (libc::SYS_read, 0, SeccompCmpOp::Eq, 0),
         (libc::SYS_write, 0, SeccompCmpOp::Le, 2),
-        (libc::SYS_tgkill, 0, SeccompCmpOp::Eq, own),
         // No memory becomes code.
         (libc::SYS_mmap, 2, executable.clone(), 0),
         (libc::SYS_mprotect, 2, executable, 0),
@@ -211,14 +194,14 @@ mod tests {
 
     use super::*;
 
-    /// What becomes of a process that does this in a cage that is closed and sealed.
+    /// What becomes of a process that does this in a cage that is closed.
     fn in_the_cage(act: fn()) -> WaitStatus {
         // SAFETY: the test process does nothing else meanwhile, and the child ends by `_exit`.
         match unsafe { fork() }.unwrap() {
             ForkResult::Parent { child } => waitpid(child, None).unwrap(),
             ForkResult::Child => {
-                let sealed = close().and_then(|cage| cage.seal(&Limits::default()));
-                if sealed.is_err() {
+                let closed = Cage::new().and_then(|cage| cage.close(&Limits::default()));
+                if closed.is_err() {
                     // SAFETY: ends this process without running anything of the test's.
                     unsafe { libc::_exit(9) };
                 }
@@ -258,6 +241,7 @@ mod tests {
         assert!(is_killed(|| drop(std::net::UdpSocket::bind("[::1]:0"))));
         assert!(is_killed(|| kill(Pid::from_raw(1), None).unwrap_or(())));
         assert!(is_killed(|| kill(Pid::this(), None).unwrap_or(())));
+        assert!(is_killed(|| nix::sys::signal::raise(Signal::SIGUSR1).unwrap_or(())));
         assert!(is_killed(|| drop(std::process::Command::new("/bin/true").spawn())));
         assert!(is_killed(|| drop(std::thread::Builder::new().spawn(|| ()))));
         assert!(is_killed(|| map(libc::PROT_READ | libc::PROT_EXEC)));

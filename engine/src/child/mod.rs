@@ -9,11 +9,14 @@ mod zygote;
 use std::io;
 use std::process::ExitCode;
 
+use rhizome_model::Limits;
+
 pub use errors::parse_finding;
 
 use crate::analysis::Functions;
 use crate::api::{self, Session};
 use crate::wire::{FromChild, ToChild};
+use cage::Cage;
 use evaluate::Evaluator;
 use pipe::Pipe;
 
@@ -29,36 +32,29 @@ pub fn sandbox_main() -> ExitCode {
 /// As [`sandbox_main`], with other children: to try what a parent believes.
 #[doc(hidden)]
 pub fn sandbox_main_with(child: impl FnOnce() -> io::Result<()>) -> ExitCode {
-    zygote::run(cage::give_up, |()| child())
+    zygote::run(cage::give_up, |(), _| child())
 }
 
-fn prepare(uid_gid: u32) -> io::Result<Evaluator> {
+fn prepare(uid_gid: u32) -> io::Result<(Cage, Evaluator)> {
     cage::give_up(uid_gid)?;
     let session = Session::new(Box::new(Pipe));
     let engine = api::engine(&session);
     let functions = Functions::of(&engine);
     let evaluator = Evaluator { engine, functions, session };
     evaluator.warm_up();
-    Ok(evaluator)
+    Ok((Cage::new()?, evaluator))
 }
 
-fn evaluate(mut evaluator: Evaluator) -> io::Result<()> {
-    let cage = cage::close()?;
-    Pipe.send(&FromChild::Ready)?;
-    let limits = match Pipe.receive() {
-        Ok(ToChild::Limits(limits)) => limits,
-        Ok(_) => return Err(unexpected("Limits")),
-        // The parent went away before it had a script: the usual end of a warm child.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    cage.seal(&limits)?;
+fn evaluate((cage, mut evaluator): (Cage, Evaluator), limits: Limits) -> io::Result<()> {
+    cage.close(&limits)?;
     evaluator.limit(limits);
-    let ToChild::Script(work) = Pipe.receive()? else { return Err(unexpected("Script")) };
+    let work = match Pipe.receive()? {
+        ToChild::Script(work) => work,
+        ToChild::Reply(_) => return Err(io::Error::other("the parent sent no script")),
+    };
     let done = evaluator.run(&work);
-    Pipe.send(&FromChild::Done(done))
-}
-
-fn unexpected(wanted: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the parent did not send {wanted}"))
+    Pipe.send(&FromChild::Done(done))?;
+    // To tidy up would copy all that is shared with the zygote.
+    std::mem::forget(evaluator);
+    Ok(())
 }

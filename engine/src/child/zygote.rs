@@ -21,6 +21,8 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, RecvMsg, SockaddrStorage, recvmsg, send};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getppid};
 
+use rhizome_model::Limits;
+
 use super::pipe::complain;
 use crate::wire::{Answer, Order};
 
@@ -31,7 +33,7 @@ const CONTROL: RawFd = 0;
 /// what was prepared.
 pub fn run<T>(
     prepare: impl FnOnce(u32) -> io::Result<T>,
-    child: impl FnOnce(T) -> io::Result<()>,
+    child: impl FnOnce(T, Limits) -> io::Result<()>,
 ) -> ExitCode {
     match serve(prepare, child) {
         Ok(()) => ExitCode::SUCCESS,
@@ -44,7 +46,7 @@ pub fn run<T>(
 
 fn serve<T>(
     prepare: impl FnOnce(u32) -> io::Result<T>,
-    child: impl FnOnce(T) -> io::Result<()>,
+    child: impl FnOnce(T, Limits) -> io::Result<()>,
 ) -> io::Result<()> {
     let parent = getppid();
     let Some((Order::Setup { uid_gid }, _)) = receive()? else { return Err(unexpected("Setup")) };
@@ -55,13 +57,14 @@ fn serve<T>(
     answer(&Answer::Ready)?;
     loop {
         let Some((order, descriptors)) = receive()? else { return Ok(()) };
-        let (Order::Fork, Ok(pipes)) = (order, <[OwnedFd; 3]>::try_from(descriptors)) else {
+        let (Order::Fork(limits), Ok(pipes)) = (order, <[OwnedFd; 3]>::try_from(descriptors))
+        else {
             return Err(unexpected("Fork with three descriptors"));
         };
         match fork() {
             Ok(None) => {
                 become_child(parent, pipes)?;
-                return child(prepared);
+                return child(prepared, limits);
             }
             Ok(Some(pid)) => answer(&Answer::Forked(pid))?,
             Err(error) => answer(&Answer::Failed(format!("fork: {error}")))?,

@@ -32,8 +32,9 @@ impl Death {
             Some(Signal::SIGPROF | Signal::SIGXCPU) => time(),
             // Nobody but us and the kernel can kill it, and we did not.
             Some(Signal::SIGKILL) => memory(),
-            Some(Signal::SIGABRT) if self.complaint.contains("overflowed its stack") => depth(),
-            Some(Signal::SIGABRT) if self.complaint.contains("memory allocation") => memory(),
+            // It called abort(3), which its cage does not know.
+            Some(Signal::SIGSYS) if self.complaint.contains("overflowed its stack") => depth(),
+            Some(Signal::SIGSYS) if self.complaint.contains("memory allocation") => memory(),
             Some(Signal::SIGSEGV | Signal::SIGBUS) => depth(),
             _ => {
                 tracing::error!(death = %self, "a sandbox ended in a way that it should not");

@@ -1,22 +1,20 @@
-//! Has children forked, and waits until they are ready for a script.
+//! Has children forked.
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc;
-use std::time::Duration;
 
 use nix::unistd::Pid;
+use rhizome_model::Limits;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
 
 use super::process::Child;
 use super::zygote::{Forked, Zygote};
-use crate::wire::{FromChild, receive};
 
-/// A child that is not ready by then is not going to be.
-const READY_WITHIN: Duration = Duration::from_secs(10);
-
-type Order = oneshot::Sender<io::Result<Forked>>;
+struct Order {
+    limits: Limits,
+    answer: oneshot::Sender<io::Result<Forked>>,
+}
 
 /// Keeps the zygote on a thread that lives as long as the pool: the kernel kills it and its
 /// children when the *thread* that started it ends, and Tokio's threads come and go.
@@ -29,11 +27,12 @@ impl Nursery {
         let (orders, queue) = mpsc::channel::<Order>();
         let thread = std::thread::Builder::new().name("sandbox-nursery".into());
         let body = move || {
-            let mut zygote = None;
-            for order in queue {
-                let forked = fork(&mut zygote, || Zygote::start(&program, &args, uid_gid));
+            let start = || Zygote::start(&program, &args, uid_gid);
+            // Ahead of time; what went wrong is told to whoever asks for a child.
+            let mut zygote = start().ok();
+            for Order { limits, answer } in queue {
                 // Who ordered may be gone: then the child dies with its pipes.
-                drop(order.send(forked));
+                drop(answer.send(fork(&mut zygote, limits, start)));
             }
         };
         if let Err(error) = thread.spawn(body) {
@@ -43,43 +42,28 @@ impl Nursery {
         Self { orders }
     }
 
-    /// A new child, warm.
-    pub async fn raise(&self) -> io::Result<Child> {
+    /// A new child, for one script with these limits.
+    pub async fn raise(&self, limits: Limits) -> io::Result<Child> {
         let (answer, child) = oneshot::channel();
         let gone = || io::Error::other("the thread that starts sandboxes is gone");
-        self.orders.send(answer).map_err(|_| gone())?;
+        self.orders.send(Order { limits, answer }).map_err(|_| gone())?;
         let Forked { pid, pipes } = child.await.map_err(|_| gone())??;
-        let mut child = Child::new(Pid::from_raw(pid), pipes)?;
-        match timeout(READY_WITHIN, ready(&mut child)).await {
-            Ok(Ok(())) => Ok(child),
-            Ok(Err(error)) => {
-                let death = child.death().await;
-                child.bury().await;
-                Err(io::Error::other(format!("{error}; {death}")))
-            }
-            Err(_) => {
-                child.bury().await;
-                let seconds = READY_WITHIN.as_secs();
-                Err(io::Error::other(format!("it was not ready within {seconds} s")))
-            }
-        }
+        Child::new(Pid::from_raw(pid), pipes)
     }
 }
 
 /// A zygote that somebody killed is replaced.
-fn fork(zygote: &mut Option<Zygote>, start: impl Fn() -> io::Result<Zygote>) -> io::Result<Forked> {
+fn fork(
+    zygote: &mut Option<Zygote>,
+    limits: Limits,
+    start: impl Fn() -> io::Result<Zygote>,
+) -> io::Result<Forked> {
     if let Some(zygote) = zygote
-        && let Ok(forked) = zygote.fork()
+        && let Ok(forked) = zygote.fork(limits)
     {
         return Ok(forked);
     }
+    // The dead one is reaped before another is started.
     *zygote = None;
-    zygote.insert(start()?).fork()
-}
-
-async fn ready(child: &mut Child) -> io::Result<()> {
-    match receive(&mut child.stdout).await? {
-        (FromChild::Ready, _) => Ok(()),
-        _ => Err(io::Error::other("it speaks before it is asked")),
-    }
+    zygote.insert(start()?).fork(limits)
 }

@@ -37,14 +37,6 @@ impl Child {
         })
     }
 
-    pub fn pid(&self) -> u32 {
-        self.process.pid.as_raw().unsigned_abs()
-    }
-
-    pub fn alive(&mut self) -> bool {
-        self.process.look().is_none()
-    }
-
     /// What it died of. For a child that has stopped to speak.
     pub async fn death(&mut self) -> death::Death {
         // Without a status it closed its pipe, and lives.
@@ -61,7 +53,7 @@ impl Child {
     pub async fn bury(mut self) {
         self.process.kill();
         if timeout(GONE_WITHIN, self.process.wait()).await.is_err() {
-            tracing::warn!(pid = self.pid(), "a sandbox does not die");
+            tracing::warn!(pid = %self.process.pid, "a sandbox does not die");
         }
     }
 }

@@ -109,7 +109,6 @@ impl<'a> Talk<'a> {
             source: self.script.source.clone(),
             context: self.script.context.clone(),
         };
-        send(&mut child.stdin, &ToChild::Limits(self.script.limits)).await?;
         send(&mut child.stdin, &ToChild::Script(Box::new(work))).await?;
         loop {
             let (message, bytes) = receive(&mut child.stdout).await?;
@@ -119,7 +118,6 @@ impl<'a> Talk<'a> {
             }
             match message {
                 FromChild::Done(done) => return Ok(done),
-                FromChild::Ready => return Err(self.strange("it is ready twice")),
                 FromChild::Call(call) => {
                     let reply = self.answer(call).await?;
                     send(&mut child.stdin, &ToChild::Reply(reply)).await?;

@@ -14,6 +14,8 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
+use rhizome_model::Limits;
+
 use crate::wire::{Answer, Order, decode};
 
 /// Nothing that it is asked takes longer.
@@ -53,11 +55,11 @@ impl Zygote {
         }
     }
 
-    pub fn fork(&self) -> io::Result<Forked> {
+    pub fn fork(&self, limits: Limits) -> io::Result<Forked> {
         let ((input, stdin), (stdout, output), (stderr, errors)) =
             (io::pipe()?, io::pipe()?, io::pipe()?);
         let theirs = [input.as_raw_fd(), output.as_raw_fd(), errors.as_raw_fd()];
-        match self.ask(&Order::Fork, &theirs)? {
+        match self.ask(&Order::Fork(limits), &theirs)? {
             Answer::Forked(pid) => Ok(Forked { pid, pipes: ours(stdin, stdout, stderr) }),
             Answer::Ready => Err(io::Error::other("it is ready twice")),
             Answer::Failed(why) => Err(io::Error::other(why)),

@@ -208,7 +208,7 @@ async fn arithmetic_errors_are_clean() {
 
 #[tokio::test]
 async fn the_pool_goes_on_after_attacks() {
-    let sandboxes = sandboxes(1);
+    let sandboxes = sandboxes();
     for attack in ["loop { }", "let s = \"x\"; loop { s += s; }", "fn f() { f() } f();"] {
         let host = Fake::default();
         let ended = sandboxes.evaluate(&script(attack), &host, CancellationToken::new()).await;
@@ -286,7 +286,7 @@ mod random {
         ], 8)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let sandboxes = sandboxes(2);
+                let sandboxes = sandboxes();
                 for text in texts {
                     let (host, mut script) = (Fake::default(), script(&text));
                     script.limits.cpu_ms = 2000;

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::support::sandboxes;
 
 async fn findings(source: &str) -> Vec<(Code, String)> {
-    let sandboxes = sandboxes(1);
+    let sandboxes = sandboxes();
     let found = check(&sandboxes, "x.rhai", source, BTreeMap::new()).await;
     sandboxes.close().await;
     found.into_iter().map(|f| (f.code, f.message)).collect()
@@ -17,7 +17,7 @@ async fn findings(source: &str) -> Vec<(Code, String)> {
 
 #[tokio::test]
 async fn our_own_scripts_are_good_with_and_without_parameters() {
-    let sandboxes = sandboxes(1);
+    let sandboxes = sandboxes();
     let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts");
     let mut seen = 0;
     for entry in std::fs::read_dir(scripts).unwrap() {

@@ -242,7 +242,7 @@ async fn the_host_can_abort_and_finish_can_fail() {
 #[tokio::test]
 async fn cancelling_kills_the_child() {
     let host = Fake { stuck: ["web"].into(), ..Fake::default() };
-    let sandboxes = sandboxes(0);
+    let sandboxes = sandboxes();
     let cancel = CancellationToken::new();
     let stuck = script(r#"let w = machine("web", #{ image: params.image }); w.pid"#);
     let evaluate = sandboxes.evaluate(&stuck, &host, cancel.clone());

@@ -15,7 +15,7 @@ fn frame(body: &str) -> String {
 }
 
 async fn child(commands: &str, host: &Fake) -> Result<Evaluation, Stop> {
-    let sandboxes = program(env!("CARGO_BIN_EXE_rhizome-sandbox"), &["shell", commands], 0);
+    let sandboxes = program(env!("CARGO_BIN_EXE_rhizome-sandbox"), &["shell", commands]);
     let mut script = script("output(\"x\", 1);");
     script.limits.wall_ms = 3000;
     let begin = Instant::now();
@@ -38,30 +38,20 @@ async fn fails(commands: &str, code: Code, words: &str) {
     assert!(asked.len() <= 2 && !asked.contains(&"finish".to_owned()), "{asked:?}");
 }
 
-/// Set up as it should, and then this.
-async fn says(after: &str, code: Code, words: &str) {
-    fails(&(ready() + after), code, words).await;
-}
-
-fn ready() -> String {
-    frame("\"Ready\"")
-}
-
 /// This frame, from a child that listens.
 async fn lies_with(frames: &str, words: &str) {
-    says(&format!("{frames} cat >/dev/null"), Code::Internal, words).await;
+    fails(&format!("{frames} cat >/dev/null"), Code::Internal, words).await;
 }
 
 #[tokio::test]
-async fn a_child_that_never_gets_ready() {
+async fn a_child_that_cannot_begin() {
     fails("echo oh no >&2; exit 3", Code::Internal, "oh no").await;
-    fails("cat /dev/urandom", Code::Internal, "could be started").await;
-    fails(&frame("\"nonsense\""), Code::Internal, "could be started").await;
+    lies_with(&frame("\"nonsense\""), "protocol").await;
 }
 
 #[tokio::test]
 async fn a_program_that_is_not_there() {
-    let sandboxes = program("/nonexistent/rhizome", &[], 1);
+    let sandboxes = program("/nonexistent/rhizome", &[]);
     let host = Fake::default();
     let ended = sandboxes.evaluate(&script(""), &host, CancellationToken::new()).await;
     let Err(Stop::Failed(failure)) = ended else { panic!("{ended:?}") };
@@ -71,24 +61,24 @@ async fn a_program_that_is_not_there() {
 
 #[tokio::test]
 async fn garbage_and_huge_lengths() {
-    says("cat /dev/urandom", Code::Internal, "protocol").await;
-    says("printf '\\377\\377\\377\\377'; cat >/dev/null", Code::Internal, "at most").await;
-    says("cat /dev/zero", Code::Internal, "protocol").await;
-    says("exit 0", Code::Internal, "ended unexpectedly").await;
-    says("kill -9 $$", Code::ScriptLimit, "memory").await;
-    says("kill -PROF $$", Code::ScriptLimit, "processor time").await;
-    says("kill -SEGV $$", Code::ScriptLimit, "too deep").await;
-    says("kill -SYS $$", Code::Internal, "system call").await;
+    fails("cat /dev/urandom", Code::Internal, "protocol").await;
+    fails("printf '\\377\\377\\377\\377'; cat >/dev/null", Code::Internal, "at most").await;
+    fails("cat /dev/zero", Code::Internal, "protocol").await;
+    fails("exit 0", Code::Internal, "ended unexpectedly").await;
+    fails("kill -9 $$", Code::ScriptLimit, "memory").await;
+    fails("kill -PROF $$", Code::ScriptLimit, "processor time").await;
+    fails("kill -SEGV $$", Code::ScriptLimit, "too deep").await;
+    fails("kill -SYS $$", Code::Internal, "system call").await;
 }
 
 #[tokio::test]
 async fn silence_and_floods() {
-    says("cat >/dev/null", Code::ScriptLimit, "after 3000 ms").await;
-    says("exec >&-; exec sleep 60", Code::Internal, "does not keep to the protocol").await;
-    says("while :; do echo yes >&2; done", Code::ScriptLimit, "after 3000 ms").await;
+    fails("cat >/dev/null", Code::ScriptLimit, "after 3000 ms").await;
+    fails("exec >&-; exec sleep 60", Code::Internal, "does not keep to the protocol").await;
+    fails("while :; do echo yes >&2; done", Code::ScriptLimit, "after 3000 ms").await;
     let log = frame(r#"{"Call":{"Log":"x"}}"#);
     let host = Fake::default();
-    let flood = format!("{} cat >/dev/null & while :; do {log} done", ready());
+    let flood = format!("cat >/dev/null & while :; do {log} done");
     let Err(Stop::Failed(failure)) = child(&flood, &host).await else { panic!() };
     assert_eq!(failure.code, Code::ScriptLimit, "{failure}");
     assert!(host.asked().len() <= 1000);
@@ -102,7 +92,6 @@ async fn lies() {
         ))
     };
     let data = declare("data", "volume", r#"{"size":1048576}"#);
-    lies_with(&frame("\"Ready\""), "ready twice").await;
     lies_with(&declare("../x", "volume", r#"{"size":1}"#), "protocol").await;
     lies_with(&declare("data", "volume", r#"{"size":1}"#), "at least").await;
     lies_with(&format!("{data}{data}"), "twice").await;

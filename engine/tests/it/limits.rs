@@ -72,7 +72,7 @@ async fn wall_time() {
     let host = Fake { stuck: ["web"].into(), ..Fake::default() };
     let mut script = script("let w = machine(\"web\", #{ image: params.image }); w.pid;");
     script.limits.wall_ms = 700;
-    let sandboxes = sandboxes(1);
+    let sandboxes = sandboxes();
     let ended = sandboxes.evaluate(&script, &host, CancellationToken::new()).await;
     let failure = failed(ended);
     assert_eq!(failure.code, Code::ScriptLimit);

@@ -10,7 +10,7 @@ const DEMO: &str = include_str!("../../../scripts/demo.rhai");
 
 #[tokio::test]
 async fn a_plan_is_exact_and_always_the_same() {
-    let sandboxes = sandboxes(2);
+    let sandboxes = sandboxes();
     let fleet = script(include_str!("../../../scripts/fleet.rhai"));
     let first = plan(&sandboxes, &fleet).await.unwrap();
     assert_eq!(first, plan(&sandboxes, &fleet).await.unwrap());
@@ -26,7 +26,7 @@ async fn a_plan_is_exact_and_always_the_same() {
 
 #[tokio::test]
 async fn a_plan_ends_where_only_execution_knows() {
-    let sandboxes = sandboxes(1);
+    let sandboxes = sandboxes();
     let plan = plan(&sandboxes, &script(DEMO)).await.unwrap();
     assert!(!plan.complete);
     assert_eq!(plan.resources.len(), 3);
@@ -39,7 +39,7 @@ async fn a_plan_ends_where_only_execution_knows() {
 
 #[tokio::test]
 async fn secrets_are_placeholders_and_failures_are_failures() {
-    let sandboxes = sandboxes(1);
+    let sandboxes = sandboxes();
     let secret = script("log(\"x\"); output(\"a\", secret(\"db\"));");
     let planned = plan(&sandboxes, &secret).await.unwrap();
     assert_eq!(planned.logs, ["x"]);

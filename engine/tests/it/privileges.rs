@@ -1,24 +1,68 @@
-//! What a child that waits for a script still has: nothing.
+//! What a child that evaluates still has: nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rhizome_engine::Sandboxes;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{Fake, sandboxes, script};
 
-async fn idle(sandboxes: &Sandboxes, wanted: usize) -> Vec<u32> {
+/// Does this while a child evaluates, which is then given up. Each test has a process of its own, so
+/// its children are the zygote, which was there before, and the child.
+async fn while_evaluating<T>(sandboxes: &Sandboxes, act: impl FnOnce(u32) -> T) -> T {
+    let host = Fake { stuck: BTreeSet::from(["data"]), ..Fake::default() };
+    let script = script("let v = volume(\"data\", #{ size: \"1MiB\" }); v.used");
+    let before: Vec<_> = children().into_iter().collect();
+    let stop = CancellationToken::new();
+    let evaluation = sandboxes.evaluate(&script, &host, stop.clone());
+    let child = async {
+        let begin = Instant::now();
+        loop {
+            let asked = host.asked().iter().any(|asked| asked.starts_with("read"));
+            if let (true, Some(pid)) = (asked, children().into_iter().find(|c| !before.contains(c)))
+            {
+                return act(pid);
+            }
+            assert!(begin.elapsed() < Duration::from_secs(20), "no child");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        ended = evaluation => panic!("{ended:?}"),
+        acted = child => acted,
+    }
+}
+
+/// The zygote, when it has forked once.
+async fn zygote(sandboxes: &Sandboxes) -> u32 {
+    let host = Fake::default();
+    let script = script("output(\"a\", 1);");
+    sandboxes.evaluate(&script, &host, CancellationToken::new()).await.unwrap();
     let begin = Instant::now();
     loop {
-        let pids = sandboxes.idle_pids();
-        if pids.len() == wanted {
-            return pids;
+        if let [zygote] = children().as_slice() {
+            return *zygote;
         }
-        assert!(begin.elapsed() < Duration::from_secs(20), "{pids:?}");
+        assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", children());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+fn children() -> Vec<u32> {
+    let pids =
+        fs::read_dir("/proc").unwrap().filter_map(|e| e.unwrap().file_name().into_string().ok());
+    let own = std::process::id().to_string();
+    // Others come and go meanwhile.
+    let is_ours = |pid: &u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        parent.is_some_and(|parent| parent.trim() == own)
+    };
+    pids.filter_map(|name| name.parse().ok()).filter(is_ours).collect()
 }
 
 fn status(pid: u32) -> BTreeMap<String, String> {
@@ -31,10 +75,7 @@ fn link(path: String) -> String {
     fs::read_link(path).unwrap().to_string_lossy().into_owned()
 }
 
-#[tokio::test]
-async fn a_waiting_child_has_no_privileges() {
-    let sandboxes = sandboxes(1);
-    let pid = idle(&sandboxes, 1).await[0];
+fn has_nothing(pid: u32) {
     let status = status(pid);
     for (key, value) in [
         ("Seccomp", "2"),
@@ -72,62 +113,48 @@ async fn a_waiting_child_has_no_privileges() {
         let values: Vec<_> = line[name.len()..].split_whitespace().take(2).collect();
         assert_eq!(values, ["0", "0"], "{line}");
     }
-    sandboxes.close().await;
-    assert!(!fs::exists(format!("/proc/{pid}")).unwrap(), "it was not reaped");
 }
 
 #[tokio::test]
-async fn a_child_is_used_once_and_replaced() {
-    let sandboxes = sandboxes(1);
-    let first = idle(&sandboxes, 1).await[0];
-    let host = Fake::default();
-    sandboxes
-        .evaluate(&script("output(\"a\", 1);"), &host, CancellationToken::new())
-        .await
-        .unwrap();
-    let second = idle(&sandboxes, 1).await[0];
-    assert_ne!(first, second);
+async fn a_child_that_evaluates_has_no_privileges() {
+    let sandboxes = sandboxes();
+    zygote(&sandboxes).await;
+    let pid = while_evaluating(&sandboxes, |pid| {
+        has_nothing(pid);
+        pid
+    })
+    .await;
     sandboxes.close().await;
+    is_gone(pid).await;
 }
 
 #[tokio::test]
 async fn a_zygote_that_is_killed_is_replaced() {
-    let (sandboxes, host) = (sandboxes(1), Fake::default());
-    let waiting = idle(&sandboxes, 1).await;
-    // Each test has a process of its own, so its children are the zygote's and the zygote.
-    let zygote = children().into_iter().find(|pid| !waiting.contains(pid)).unwrap();
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(zygote.cast_signed()),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
+    let (sandboxes, host) = (sandboxes(), Fake::default());
+    let first = zygote(&sandboxes).await;
+    kill(Pid::from_raw(first.cast_signed()), Signal::SIGKILL).unwrap();
     for _ in 0..3 {
         let script = script("output(\"a\", 1);");
         sandboxes.evaluate(&script, &host, CancellationToken::new()).await.unwrap();
     }
-    assert!(!children().contains(&zygote), "it was not reaped");
+    assert!(!children().contains(&first), "it was not reaped");
     sandboxes.close().await;
-}
-
-fn children() -> Vec<u32> {
-    let tasks = fs::read_dir("/proc/self/task").unwrap();
-    let of = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).unwrap();
-    let all: String = tasks.map(|task| of(task.unwrap())).collect();
-    all.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
 #[tokio::test]
 async fn dropping_everything_ends_the_children() {
-    let sandboxes = sandboxes(2);
-    let pids = idle(&sandboxes, 2).await;
+    let sandboxes = sandboxes();
+    let zygote = zygote(&sandboxes).await;
+    let child = while_evaluating(&sandboxes, |pid| pid).await;
     drop(sandboxes);
+    is_gone(child).await;
+    is_gone(zygote).await;
+}
+
+async fn is_gone(pid: u32) {
     let begin = Instant::now();
-    let alive = |pid: &u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-        stat.is_ok_and(|stat| !stat.contains(") Z "))
-    };
-    while pids.iter().any(alive) {
-        assert!(begin.elapsed() < Duration::from_secs(10), "{pids:?} live on");
+    while fs::exists(format!("/proc/{pid}")).unwrap() {
+        assert!(begin.elapsed() < Duration::from_secs(10), "{pid} lives on, or was not reaped");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -16,15 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 pub const NODE: &str = "5d3:7a10:1:2:3:4:5:6";
 
-pub fn sandboxes(warm: usize) -> Sandboxes {
-    program(env!("CARGO_BIN_EXE_rhizome-sandbox"), &[], warm)
+pub fn sandboxes() -> Sandboxes {
+    program(env!("CARGO_BIN_EXE_rhizome-sandbox"), &[])
 }
 
-pub fn program(program: &str, args: &[&str], warm: usize) -> Sandboxes {
+pub fn program(program: &str, args: &[&str]) -> Sandboxes {
     Sandboxes::new(SandboxOptions {
         program: program.into(),
         args: args.iter().map(|a| (*a).to_owned()).collect(),
-        warm,
         uid_gid: None,
     })
 }
@@ -137,7 +136,7 @@ impl Host for Fake {
 }
 
 pub async fn run(script: &Script, host: &Fake) -> Result<Evaluation, Stop> {
-    let sandboxes = sandboxes(0);
+    let sandboxes = sandboxes();
     let ended = sandboxes.evaluate(script, host, CancellationToken::new()).await;
     sandboxes.close().await;
     ended
