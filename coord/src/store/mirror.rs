@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use rhizome_model::{DeploymentId, Event, NodeId, Phase, What};
+use rhizome_model::{DeploymentId, Event, Failure, NodeId, Phase, What};
+use serde_json::Value;
+use sqlx::QueryBuilder;
 use sqlx::sqlite::SqliteConnection;
 
-use super::task::row;
-use super::{Result, Store, TaskKey, TaskRow, append, begin, key_of, number};
+use super::task::{row, rows};
+use super::{ROWS, Result, Store, TaskKey, TaskRow, append, append_one, begin, key_of, number};
 use crate::rules::moves;
 
 /// What a batch of a node's events changed.
@@ -36,7 +38,8 @@ impl Store {
         Ok(())
     }
 
-    /// Takes a node's events in their order, up to and with `place`.
+    /// Takes a node's events in their order, up to and with `place`. However many they are, they
+    /// cost as many statements.
     pub async fn mirror(
         &self,
         node: NodeId,
@@ -45,29 +48,29 @@ impl Store {
     ) -> Result<Mirrored> {
         let mut mirrored = Mirrored::default();
         let mut news: BTreeMap<DeploymentId, Vec<Event>> = BTreeMap::new();
-        let mut rows: HashMap<DeploymentId, Option<TaskRow>> = HashMap::new();
+        let about: BTreeSet<_> = events.iter().map(|e| e.deployment.clone()).collect();
         let mut writers = self.writers.lock().await;
         let mut tx = begin(&mut writers.quick).await?;
+        let mut tasks: HashMap<_, _> = rows(&mut tx, node, &about)
+            .await?
+            .into_iter()
+            .map(|row| (row.key.deployment.clone(), Moving::from(row)))
+            .collect();
         for mut event in events {
             event.node = Some(node);
-            let id = event.deployment.clone();
-            if !rows.contains_key(&id) {
-                let key = TaskKey { deployment: id.clone(), node };
-                rows.insert(id.clone(), row(&mut tx, &key).await?);
-            }
             // A node speaks for its own tasks only.
-            let Some(Some(task)) = rows.get_mut(&id) else { continue };
-            if !take(&mut tx, task, &event).await? {
+            let Some(task) = tasks.get_mut(&event.deployment) else { continue };
+            if !task.take(&event) {
                 continue;
             }
             if matches!(event.what, What::Phase { phase, .. } if phase.is_settled()) {
-                mirrored.settled.insert(id.clone());
+                mirrored.settled.insert(event.deployment.clone());
             }
-            news.entry(id).or_default().push(event);
+            news.entry(event.deployment.clone()).or_default().push(event);
         }
-        for (id, events) in &news {
-            append(&mut tx, id, events).await?;
-        }
+        let moved: Vec<_> = tasks.into_values().filter(|t| t.moved).collect();
+        write(&mut tx, &moved).await?;
+        append(&mut tx, &news).await?;
         if let Some(place) = place {
             sqlx::query(
                 "INSERT INTO cursors (node, place) VALUES ($1, $2)
@@ -104,11 +107,13 @@ impl Store {
     ) -> Result<bool> {
         let mut writers = self.writers.lock().await;
         let mut tx = begin(&mut writers.quick).await?;
-        let Some(mut task) = row(&mut tx, key).await?.filter(same) else { return Ok(false) };
-        if !take(&mut tx, &mut task, &event).await? {
+        let Some(task) = row(&mut tx, key).await?.filter(same) else { return Ok(false) };
+        let mut task = Moving::from(task);
+        if !task.take(&event) {
             return Ok(false);
         }
-        append(&mut tx, &key.deployment, &[event]).await?;
+        write(&mut tx, &[task]).await?;
+        append_one(&mut tx, event).await?;
         tx.commit().await?;
         drop(writers);
         self.waker.wake(&key.deployment);
@@ -116,44 +121,80 @@ impl Store {
     }
 }
 
-/// Moves the task if the event is about its phase. Says whether the event is news.
-async fn take(conn: &mut SqliteConnection, task: &mut TaskRow, event: &Event) -> Result<bool> {
-    let What::Phase { phase, failure, outputs } = &event.what else { return Ok(true) };
-    if event.version != task.version {
-        // About a version before: kept in the log, but it never moves a newer task.
-        return Ok(event.version < task.version);
+/// A task, and what events say of it.
+struct Moving {
+    row: TaskRow,
+    moved: bool,
+    failure: Option<Failure>,
+    /// None: those that it had.
+    outputs: Option<Value>,
+}
+
+impl From<TaskRow> for Moving {
+    fn from(row: TaskRow) -> Self {
+        Self { row, moved: false, failure: None, outputs: None }
     }
-    if !moves(task.phase, *phase) {
-        return Ok(false);
+}
+
+impl Moving {
+    /// Moves the task if the event is about its phase. Says whether the event is news.
+    fn take(&mut self, event: &Event) -> bool {
+        let What::Phase { phase, failure, outputs } = &event.what else { return true };
+        let task = &mut self.row;
+        if event.version != task.version {
+            // About a version before: kept in the log, but it never moves a newer task.
+            return event.version < task.version;
+        }
+        if !moves(task.phase, *phase) {
+            return false;
+        }
+        task.phase = *phase;
+        match phase {
+            Phase::Deleted => (task.holds, task.good) = (false, None),
+            Phase::Ready => (task.holds, task.good) = (true, Some(task.envelope.clone())),
+            Phase::Accepted
+            | Phase::Running
+            | Phase::RollbackStuck
+            | Phase::Failed
+            | Phase::Deleting => task.holds = true,
+            Phase::Pending | Phase::Refused => {}
+        }
+        self.moved = true;
+        self.failure.clone_from(failure);
+        if let Some(outputs) = outputs.as_ref().filter(|o| o.is_object()) {
+            self.outputs = Some(outputs.clone());
+        }
+        true
     }
-    task.phase = *phase;
-    match phase {
-        Phase::Deleted => (task.holds, task.good) = (false, None),
-        Phase::Ready => (task.holds, task.good) = (true, Some(task.envelope.clone())),
-        Phase::Accepted
-        | Phase::Running
-        | Phase::RollbackStuck
-        | Phase::Failed
-        | Phase::Deleting => task.holds = true,
-        Phase::Pending | Phase::Refused => {}
+}
+
+async fn write(conn: &mut SqliteConnection, tasks: &[Moving]) -> Result<()> {
+    let now = rhizome_service::clock::now_ms();
+    for some in tasks.chunks(ROWS) {
+        let mut rows = Vec::with_capacity(some.len());
+        for task in some {
+            let failure = task.failure.as_ref().map(serde_json::to_string).transpose()?;
+            rows.push((task, failure, task.outputs.as_ref().map(ToString::to_string)));
+        }
+        let mut query = QueryBuilder::new(
+            "WITH v (account, name, node, phase, holds, good, failure, outputs, at) AS (",
+        );
+        query.push_values(rows, |mut row, (task, failure, outputs)| {
+            let TaskRow { key, phase, holds, good, .. } = &task.row;
+            let (account, name) = key_of(&key.deployment);
+            row.push_bind(account).push_bind(name.to_owned()).push_bind(number(key.node.0));
+            row.push_bind(phase.to_string()).push_bind(*holds).push_bind(good.clone());
+            row.push_bind(failure).push_bind(outputs).push_bind(now);
+        });
+        query.push(
+            ") UPDATE tasks SET phase = v.phase, holds = v.holds, good = v.good,
+                 failure = v.failure, outputs = COALESCE(v.outputs, tasks.outputs),
+                 waiting_for = NULL, updated_at = v.at,
+                 delivered = CASE WHEN v.phase = 'deleted' THEN TRUE ELSE delivered END
+               FROM v
+               WHERE tasks.account = v.account AND tasks.name = v.name AND tasks.node = v.node",
+        );
+        query.build().execute(&mut *conn).await?;
     }
-    let (account, name) = key_of(&task.key.deployment);
-    sqlx::query(
-        "UPDATE tasks SET phase = $4, holds = $5, good = $6, failure = $7,
-           outputs = COALESCE($8, outputs), waiting_for = NULL, updated_at = $9,
-           delivered = CASE WHEN $4 = 'deleted' THEN TRUE ELSE delivered END
-         WHERE account = $1 AND name = $2 AND node = $3",
-    )
-    .bind(account)
-    .bind(name)
-    .bind(number(task.key.node.0))
-    .bind(phase.to_string())
-    .bind(task.holds)
-    .bind(&task.good)
-    .bind(failure.as_ref().map(serde_json::to_string).transpose()?)
-    .bind(outputs.as_ref().filter(|o| o.is_object()).map(ToString::to_string))
-    .bind(rhizome_service::clock::now_ms())
-    .execute(conn)
-    .await?;
-    Ok(true)
+    Ok(())
 }

@@ -20,6 +20,7 @@ mod submit;
 mod task;
 mod wake;
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection, QueryBuilder};
 use tokio::sync::Mutex;
 
 pub use audit::AuditEntry;
@@ -40,6 +41,8 @@ pub use wake::Waker;
 pub const MAX_EVENTS: i64 = 10_000;
 /// The oldest events are removed every so many, not one by one.
 const TRIM_EVERY: i64 = 256;
+/// Rows of one statement.
+const ROWS: usize = 256;
 const READERS: u32 = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -96,6 +99,8 @@ impl Store {
         let quick = options(SqliteSynchronous::Normal).connect().await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
+            // They are files of our own: nothing ends them behind our back.
+            .test_before_acquire(false)
             .connect_with(options(SqliteSynchronous::Normal).read_only(true))
             .await?;
         let writers = Mutex::new(Writers { full, quick });
@@ -118,39 +123,90 @@ impl Store {
     }
 }
 
-/// Adds events to the log of their deployment, which is one.
-async fn append(conn: &mut SqliteConnection, id: &DeploymentId, events: &[Event]) -> Result<()> {
-    let Some(last) = events.last() else { return Ok(()) };
+/// Adds events to the logs of their deployments, each of which is one.
+async fn append(
+    conn: &mut SqliteConnection,
+    news: &BTreeMap<DeploymentId, Vec<Event>>,
+) -> Result<()> {
+    let news: Vec<_> = news.iter().filter(|(_, events)| !events.is_empty()).collect();
+    for some in news.chunks(ROWS) {
+        let newest = number_events(conn, some).await?;
+        let mut lines = Vec::new();
+        for (id, events) in some {
+            let Some(newest) = newest.get(*id) else { continue };
+            for (back, event) in events.iter().rev().enumerate() {
+                let back = i64::try_from(back).unwrap_or(i64::MAX);
+                lines.push((*id, newest - back, serde_json::to_string(event)?));
+            }
+        }
+        write_lines(conn, &lines).await?;
+        for (id, events) in some {
+            let Some(newest) = newest.get(*id) else { continue };
+            trim(conn, id, *newest, events.len()).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn append_one(conn: &mut SqliteConnection, event: Event) -> Result<()> {
+    append(conn, &BTreeMap::from([(event.deployment.clone(), vec![event])])).await
+}
+
+/// The number of each deployment's newest event when so many are added.
+async fn number_events(
+    conn: &mut SqliteConnection,
+    news: &[(&DeploymentId, &Vec<Event>)],
+) -> Result<HashMap<DeploymentId, i64>> {
+    let mut query = QueryBuilder::new("WITH v (account, name, added, at) AS (");
+    query.push_values(news, |mut row, (id, events)| {
+        let (account, name) = key_of(id);
+        let added = i64::try_from(events.len()).unwrap_or(i64::MAX);
+        let at = events.last().map_or(0, |event| event.at);
+        row.push_bind(account).push_bind(name.to_owned()).push_bind(added).push_bind(at);
+    });
+    query.push(
+        ") UPDATE deployments SET last_event = last_event + v.added, updated_at = v.at FROM v
+           WHERE deployments.account = v.account AND deployments.name = v.name
+           RETURNING deployments.account, deployments.name, last_event",
+    );
+    let rows: Vec<(i64, String, i64)> = query.build_query_as().fetch_all(conn).await?;
+    let rows = rows.into_iter();
+    rows.map(|(account, name, newest)| Ok((rows::deployment_id(account, &name)?, newest))).collect()
+}
+
+async fn write_lines(
+    conn: &mut SqliteConnection,
+    lines: &[(&DeploymentId, i64, String)],
+) -> Result<()> {
+    for some in lines.chunks(ROWS) {
+        let mut query = QueryBuilder::new("INSERT INTO events (account, name, number, body) ");
+        query.push_values(some, |mut row, (id, number, body)| {
+            let (account, name) = key_of(id);
+            row.push_bind(account).push_bind(name.to_owned());
+            row.push_bind(*number).push_bind(body.clone());
+        });
+        query.build().execute(&mut *conn).await?;
+    }
+    Ok(())
+}
+
+async fn trim(
+    conn: &mut SqliteConnection,
+    id: &DeploymentId,
+    newest: i64,
+    added: usize,
+) -> Result<()> {
+    let before = newest - i64::try_from(added).unwrap_or(i64::MAX);
+    if newest / TRIM_EVERY == before / TRIM_EVERY {
+        return Ok(());
+    }
     let (account, name) = key_of(id);
-    let added = i64::try_from(events.len()).unwrap_or(i64::MAX);
-    let newest: i64 = sqlx::query_scalar(
-        "UPDATE deployments SET last_event = last_event + $3, updated_at = $4
-         WHERE account = $1 AND name = $2 RETURNING last_event",
-    )
-    .bind(account)
-    .bind(name)
-    .bind(added)
-    .bind(last.at)
-    .fetch_one(&mut *conn)
-    .await?;
-    let before = newest - added;
-    for (number, event) in (before + 1..).zip(events) {
-        sqlx::query("INSERT INTO events (account, name, number, body) VALUES ($1, $2, $3, $4)")
-            .bind(account)
-            .bind(name)
-            .bind(number)
-            .bind(serde_json::to_string(event)?)
-            .execute(&mut *conn)
-            .await?;
-    }
-    if newest / TRIM_EVERY != before / TRIM_EVERY {
-        sqlx::query("DELETE FROM events WHERE account = $1 AND name = $2 AND number <= $3")
-            .bind(account)
-            .bind(name)
-            .bind(newest - MAX_EVENTS)
-            .execute(&mut *conn)
-            .await?;
-    }
+    sqlx::query("DELETE FROM events WHERE account = $1 AND name = $2 AND number <= $3")
+        .bind(account)
+        .bind(name)
+        .bind(newest - MAX_EVENTS)
+        .execute(conn)
+        .await?;
     Ok(())
 }
 

@@ -9,11 +9,12 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::rows::RawTask;
 use super::{
-    AuditEntry, Result, Store, StoreError, TaskRow, append, audit, begin, count, key_of, number,
+    AuditEntry, Result, Store, StoreError, TaskRow, audit, begin, count, key_of, number, trim,
+    write_lines,
 };
 use crate::rules::{self, Current, CurrentTask, admit};
 
-/// Envelopes kept of one deployment besides those that tasks need.
+/// Envelopes kept of one deployment, some more at times, besides those that tasks need.
 const KEPT_ENVELOPES: i64 = 20;
 
 impl Store {
@@ -32,8 +33,8 @@ impl Store {
         let mut writers = self.writers.lock().await;
         let mut tx = begin(&mut writers.full).await?;
         use_nonce(&mut tx, document, now_ms).await?;
-        let tasks = tasks_of(&mut tx, &id).await?;
-        let current = newest(&mut tx, &id).await?.map(|version| Current {
+        let (version, tasks) = newest(&mut tx, &id).await?;
+        let current = version.map(|version| Current {
             version,
             tasks: tasks
                 .iter()
@@ -41,7 +42,7 @@ impl Store {
                 .collect(),
         });
         admit(document, current.as_ref())?;
-        let after = write_deployment(&mut tx, &id, document, now_ms).await?;
+        let number = write_deployment(&mut tx, &id, document, now_ms).await?;
         write_envelope(&mut tx, &id, verified, bytes, now_ms).await?;
         let (phase, nodes) = match document {
             Document::Deployment(d) => {
@@ -59,7 +60,9 @@ impl Store {
         let what = What::Phase { phase, failure: None, outputs: None };
         let version = document.version();
         let event = Event { at: now_ms, deployment: id.clone(), version, node: None, what };
-        append(&mut tx, &id, &[event]).await?;
+        let body = serde_json::to_string(&event).map_err(StoreError::Json)?;
+        write_lines(&mut tx, &[(&id, number, body)]).await?;
+        trim(&mut tx, &id, number, 1).await?;
         let entry = AuditEntry {
             at: now_ms,
             digest: &verified.digest,
@@ -71,7 +74,7 @@ impl Store {
         tx.commit().await.map_err(StoreError::Sql)?;
         drop(writers);
         self.waker.wake(&id);
-        Ok(Submitted { deployment: id, version, phase, nodes, after })
+        Ok(Submitted { deployment: id, version, phase, nodes, after: count(number - 1) })
     }
 }
 
@@ -82,25 +85,9 @@ async fn use_nonce(
 ) -> Result<(), Failure> {
     let id = document.deployment_id();
     let (account, name) = key_of(&id);
-    let used: Option<(String, i64, i64)> = sqlx::query_as(
-        "SELECT name, version, accepted_at FROM nonces WHERE account = $1 AND nonce = $2",
-    )
-    .bind(account)
-    .bind(document.nonce())
-    .fetch_optional(&mut *conn)
-    .await
-    .map_err(StoreError::Sql)?;
-    if let Some((name, version, at)) = used {
-        let ago = now_ms.saturating_sub(at) / 1000;
-        let message = format!(
-            "the nonce was used {ago} s ago for version {version} of {account}/{name}; \
-             sign a new envelope with a new nonce"
-        );
-        return Err(Failure::new(Code::Replayed, message));
-    }
-    sqlx::query(
+    let noted = sqlx::query(
         "INSERT INTO nonces (account, nonce, name, version, accepted_at, expires_at)
-         VALUES ($1, $2, $3, $4, $5, $6)",
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (account, nonce) DO NOTHING",
     )
     .bind(account)
     .bind(document.nonce())
@@ -111,18 +98,51 @@ async fn use_nonce(
     .execute(&mut *conn)
     .await
     .map_err(StoreError::Sql)?;
-    Ok(())
+    if noted.rows_affected() == 1 {
+        return Ok(());
+    }
+    let (name, version, at): (String, i64, i64) = sqlx::query_as(
+        "SELECT name, version, accepted_at FROM nonces WHERE account = $1 AND nonce = $2",
+    )
+    .bind(account)
+    .bind(document.nonce())
+    .fetch_one(&mut *conn)
+    .await
+    .map_err(StoreError::Sql)?;
+    let ago = now_ms.saturating_sub(at) / 1000;
+    let message = format!(
+        "the nonce was used {ago} s ago for version {version} of {account}/{name}; \
+         sign a new envelope with a new nonce"
+    );
+    Err(Failure::new(Code::Replayed, message))
 }
 
-async fn newest(conn: &mut SqliteConnection, id: &DeploymentId) -> Result<Option<Version>> {
+#[derive(sqlx::FromRow)]
+struct OfDeployment {
+    newest: i64,
+    #[sqlx(flatten)]
+    task: RawTask,
+}
+
+/// The deployment's version, and its tasks.
+async fn newest(
+    conn: &mut SqliteConnection,
+    id: &DeploymentId,
+) -> Result<(Option<Version>, Vec<TaskRow>)> {
     let (account, name) = key_of(id);
-    let version: Option<i64> =
-        sqlx::query_scalar("SELECT version FROM deployments WHERE account = $1 AND name = $2")
-            .bind(account)
-            .bind(name)
-            .fetch_optional(conn)
-            .await?;
-    Ok(version.map(|v| Version(count(v))))
+    let rows: Vec<OfDeployment> = sqlx::query_as(
+        "SELECT deployments.version AS newest, tasks.* FROM deployments
+         JOIN tasks ON tasks.account = deployments.account AND tasks.name = deployments.name
+         WHERE deployments.account = $1 AND deployments.name = $2 ORDER BY node",
+    )
+    .bind(account)
+    .bind(name)
+    .fetch_all(conn)
+    .await?;
+    // Each deployment has a task from its first version on.
+    let newest = rows.first().map(|row| Version(count(row.newest)));
+    let tasks: Result<_> = rows.into_iter().map(|row| row.task.try_into()).collect();
+    Ok((newest, tasks?))
 }
 
 pub(super) async fn tasks_of(
@@ -139,18 +159,19 @@ pub(super) async fn tasks_of(
     raw.into_iter().map(TaskRow::try_from).collect()
 }
 
-/// The number of the last event before this submission.
+/// The number of the event of this submission.
 async fn write_deployment(
     conn: &mut SqliteConnection,
     id: &DeploymentId,
     document: &Document,
     now_ms: i64,
-) -> Result<u64> {
+) -> Result<i64> {
     let (account, name) = key_of(id);
-    let after: i64 = sqlx::query_scalar(
+    let number: i64 = sqlx::query_scalar(
         "INSERT INTO deployments (account, name, version, last_event, submitted_at, updated_at)
-         VALUES ($1, $2, $3, 0, $4, $4)
-         ON CONFLICT (account, name) DO UPDATE SET version = $3, submitted_at = $4, updated_at = $4
+         VALUES ($1, $2, $3, 1, $4, $4)
+         ON CONFLICT (account, name) DO UPDATE SET version = $3, submitted_at = $4, updated_at = $4,
+           last_event = deployments.last_event + 1
          RETURNING last_event",
     )
     .bind(account)
@@ -159,7 +180,7 @@ async fn write_deployment(
     .bind(now_ms)
     .fetch_one(conn)
     .await?;
-    Ok(count(after))
+    Ok(number)
 }
 
 async fn write_envelope(
@@ -183,6 +204,12 @@ async fn write_envelope(
     .bind(bytes)
     .execute(&mut *conn)
     .await?;
+    // Digests are as good as dice: one in sixteen tidies up.
+    if verified.digest.starts_with('0') { forget_envelopes(conn, id).await } else { Ok(()) }
+}
+
+async fn forget_envelopes(conn: &mut SqliteConnection, id: &DeploymentId) -> Result<()> {
+    let (account, name) = key_of(id);
     sqlx::query(
         "DELETE FROM envelopes WHERE account = $1 AND name = $2
          AND digest NOT IN (SELECT digest FROM envelopes WHERE account = $1 AND name = $2

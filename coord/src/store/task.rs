@@ -1,11 +1,14 @@
 //! Tasks on their way to their nodes.
 
+use std::collections::BTreeSet;
+
 use rhizome_model::api::TaskView;
-use rhizome_model::{Event, Failure, Move, NodeId, Phase, What};
+use rhizome_model::{DeploymentId, Event, Failure, Move, NodeId, Phase, What};
+use sqlx::QueryBuilder;
 use sqlx::sqlite::SqliteConnection;
 
 use super::rows::{RawTask, deployment_id, seen_view};
-use super::{Result, Store, StoreError, TaskKey, TaskRow, append, begin, count, key_of, number};
+use super::{ROWS, Result, Store, TaskKey, TaskRow, append_one, begin, count, key_of, number};
 
 /// What a node shall be sent.
 #[derive(Debug, Clone)]
@@ -14,18 +17,28 @@ pub struct Order {
     pub bytes: Vec<u8>,
 }
 
+#[derive(sqlx::FromRow)]
+struct Ordered {
+    #[sqlx(flatten)]
+    task: RawTask,
+    bytes: Vec<u8>,
+}
+
 impl Store {
     /// What the task's node has not got yet.
     pub async fn order(&self, key: &TaskKey) -> Result<Option<Order>> {
-        let mut conn = self.readers.acquire().await.map_err(StoreError::Sql)?;
-        let Some(task) = row(&mut conn, key).await?.filter(|t| !t.delivered) else {
-            return Ok(None);
-        };
-        let bytes: Vec<u8> = sqlx::query_scalar("SELECT bytes FROM envelopes WHERE digest = $1")
-            .bind(&task.envelope)
-            .fetch_one(&mut *conn)
-            .await?;
-        Ok(Some(Order { task, bytes }))
+        let (account, name) = key_of(&key.deployment);
+        let found: Option<Ordered> = sqlx::query_as(
+            "SELECT tasks.*, envelopes.bytes FROM tasks
+             JOIN envelopes ON envelopes.digest = tasks.envelope
+             WHERE tasks.account = $1 AND tasks.name = $2 AND tasks.node = $3 AND NOT delivered",
+        )
+        .bind(account)
+        .bind(name)
+        .bind(number(key.node.0))
+        .fetch_optional(&self.readers)
+        .await?;
+        found.map(|o| Ok(Order { task: o.task.try_into()?, bytes: o.bytes })).transpose()
     }
 
     pub async fn envelope(&self, digest: &str) -> Result<Option<Vec<u8>>> {
@@ -122,7 +135,7 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         let what = What::Phase { phase, failure: Some(failure.clone()), outputs: None };
-        append(&mut tx, &key.deployment, &[event(&task, Some(key.node), now_ms, what)]).await?;
+        append_one(&mut tx, event(&task, Some(key.node), now_ms, what)).await?;
         tx.commit().await?;
         drop(writers);
         self.waker.wake(&key.deployment);
@@ -153,7 +166,7 @@ impl Store {
         .await?;
         let wake = told.is_some();
         if let Some(what) = told {
-            append(&mut tx, &task.key.deployment, &[event(task, None, now_ms, what)]).await?;
+            append_one(&mut tx, event(task, None, now_ms, what)).await?;
         }
         tx.commit().await?;
         drop(writers);
@@ -192,10 +205,10 @@ impl Store {
             cause: "the node does not know it any more".into(),
             in_ms: 0,
         };
-        append(&mut tx, &key.deployment, &[event(&task, None, now_ms, what)]).await?;
+        append_one(&mut tx, event(&task, None, now_ms, what)).await?;
         if phase != task.phase {
             let what = What::Phase { phase, failure: None, outputs: None };
-            append(&mut tx, &key.deployment, &[event(&task, None, now_ms, what)]).await?;
+            append_one(&mut tx, event(&task, None, now_ms, what)).await?;
         }
         tx.commit().await?;
         drop(writers);
@@ -228,6 +241,33 @@ pub(super) async fn row(conn: &mut SqliteConnection, key: &TaskKey) -> Result<Op
             .fetch_optional(conn)
             .await?;
     raw.map(TaskRow::try_from).transpose()
+}
+
+/// A node's tasks of these deployments.
+pub(super) async fn rows(
+    conn: &mut SqliteConnection,
+    node: NodeId,
+    deployments: &BTreeSet<DeploymentId>,
+) -> Result<Vec<TaskRow>> {
+    let all: Vec<_> = deployments.iter().collect();
+    let mut found = Vec::with_capacity(all.len());
+    for some in all.chunks(ROWS) {
+        let mut query = QueryBuilder::new("WITH v (account, name) AS (");
+        query.push_values(some, |mut row, id| {
+            let (account, name) = key_of(id);
+            row.push_bind(account).push_bind(name.to_owned());
+        });
+        query.push(
+            ") SELECT tasks.* FROM tasks
+               JOIN v ON tasks.account = v.account AND tasks.name = v.name WHERE node = ",
+        );
+        query.push_bind(number(node.0));
+        let raw: Vec<RawTask> = query.build_query_as().fetch_all(&mut *conn).await?;
+        for raw in raw {
+            found.push(TaskRow::try_from(raw)?);
+        }
+    }
+    Ok(found)
 }
 
 fn event(task: &TaskRow, node: Option<NodeId>, at: i64, what: What) -> Event {
