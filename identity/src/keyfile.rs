@@ -41,6 +41,16 @@ impl SigningKey {
         Self::from_hex_seed(&text).map_err(|_| malformed("it does not hold 64 hexadecimal digits"))
     }
 
+    /// The key of a file; a new one where there is none.
+    pub fn load_or_new(path: &Path) -> Result<Self, KeyError> {
+        if path.exists() {
+            return Self::load(path);
+        }
+        let key = Self::generate()?;
+        key.save_new(path)?;
+        Ok(key)
+    }
+
     /// Writes a new key file. It appears whole and on disk, or not at all; an existing file is
     /// never replaced.
     pub fn save_new(&self, path: &Path) -> Result<(), KeyError> {

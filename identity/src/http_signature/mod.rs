@@ -23,7 +23,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use rhizome_service::client::Signer;
 
-pub use verifier::{Verifier, WINDOW_SECS};
+pub use verifier::{SignedRequest, Verifier, WINDOW_SECS, check};
 
 use self::input::Alg;
 use crate::sshsig::namespace;
