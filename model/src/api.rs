@@ -122,6 +122,74 @@ pub struct CapacityView {
     pub free: Capacity,
 }
 
+/// What a node tells the ledger about itself, signed with its key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NodeReport {
+    /// Absent while the node does not know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<CapacityView>,
+    /// Why it cannot deploy; none when it can.
+    #[serde(default)]
+    pub reasons: Vec<String>,
+}
+
+/// A request for a coordinator to be known by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CoordinatorRegistration {
+    /// Where it listens.
+    pub url: String,
+    /// Base64 of the signature of the coordinator's key over its claim.
+    pub proof: String,
+}
+
+impl CoordinatorRegistration {
+    /// What the coordinator's key signs.
+    pub fn claim(network: &str, account: AccountId, url: &str) -> String {
+        format!("rhizome coordinator v1\n{network}\n{account}\n{url}")
+    }
+}
+
+/// How a node is, apart from whether it is up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum NodeHealth {
+    Healthy,
+    /// It says itself that it cannot deploy, and why.
+    Unhealthy {
+        reasons: Vec<String>,
+    },
+    /// It has not said anything for some minutes.
+    Silent,
+    /// It never said.
+    Unknown,
+}
+
+/// A node as the ledger knows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LedgerNodeView {
+    pub id: NodeId,
+    pub farm: FarmId,
+    pub account: AccountId,
+    pub key: KeyId,
+    /// In Mycelium, from its key; none where the key is not usable.
+    #[schema(value_type = Option<String>)]
+    pub address: Option<Ipv6Addr>,
+    /// By the owner of its farm, or because it is the owner's own.
+    pub approved: bool,
+    pub supervisor_url: Option<String>,
+    /// By uptime reports.
+    pub online: bool,
+    /// RFC 3339.
+    pub last_seen: Option<String>,
+    /// As the node reported it.
+    pub capacity: Option<CapacityView>,
+    pub health: NodeHealth,
+    /// When it said how it is. RFC 3339.
+    pub reported_at: Option<String>,
+}
+
 /// A node as it sees itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct NodeStatus {
@@ -357,6 +425,75 @@ pub struct NodeIdentity {
     /// Why it is not registered, or could not report lately.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// Whether the key is sealed to a TPM.
+    #[serde(default)]
+    pub sealed: bool,
+    /// The copies of the identity, the state folder's first; none before there is one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<IdentityCopy>,
+    /// Uptime reports that the ledger has not taken yet.
+    #[serde(default)]
+    pub waiting_reports: u64,
+}
+
+/// A copy of a node's identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct IdentityCopy {
+    pub path: String,
+    /// What is wrong with it; none where it is as new as any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// Bytes that a node's own processes have signed, encrypted or opened by its identity manager, for
+/// one purpose: `POST /v1/sign`, `/v1/encrypt`, `/v1/decrypt` on its unix socket.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PurposeRequest {
+    /// Lower-case letters, digits, `-` and `.`; what was made for one is nothing for another.
+    pub purpose: String,
+    /// Base64.
+    pub data: String,
+    /// The other side: whom to encrypt to or who encrypted, both with their long-term keys (ECDH).
+    /// Without it, the node itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<KeyId>,
+}
+
+impl std::fmt::Debug for PurposeRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PurposeRequest").field("purpose", &self.purpose).finish_non_exhaustive()
+    }
+}
+
+/// What became of it, in base64.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PurposeReply {
+    pub data: String,
+}
+
+impl std::fmt::Debug for PurposeReply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PurposeReply").finish_non_exhaustive()
+    }
+}
+
+/// Asks whether a signature for a purpose is good: `POST /v1/verify`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyRequest {
+    pub purpose: String,
+    /// Base64.
+    pub data: String,
+    /// Base64.
+    pub signature: String,
+    /// Who signed.
+    pub key: KeyId,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct VerifyReply {
+    pub good: bool,
 }
 
 /// A node's ids in the ledger.
