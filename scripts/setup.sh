@@ -11,6 +11,7 @@ packages=(
     iputils-ping procps util-linux openssh-client python3
     # the ledger's other database; tests start a cluster of their own
     postgresql
+    swtpm tpm2-tools
     # building boot images, and testing them
     systemd-boot-efi binutils dosfstools mtools gdisk fdisk ovmf qemu-system-x86
     # cutting the power of a machine that has a queue

@@ -11,6 +11,7 @@ use rhizome_model::Action;
 
 use crate::commands as c;
 use crate::error::Error;
+use crate::profile::KeyChoice;
 use crate::{bench, dev, services};
 
 /// Deploy signed scripts as machines, volumes and databases.
@@ -39,12 +40,13 @@ pub struct Globals {
     /// Where coord listens, for example <http://127.0.0.1:8080>.
     #[arg(long, global = true, env = "RHIZOME_COORD", value_name = "URL", hide_env_values = true)]
     pub coord: Option<String>,
-    /// Where the ledger listens.
+    /// Where the ledger listens; several addresses of one ledger with commas between.
     #[arg(long, global = true, env = "RHIZOME_LEDGER", value_name = "URL", hide_env_values = true)]
     pub ledger: Option<String>,
-    /// The file with the private key [default: ~/.config/rhizome/key].
-    #[arg(long, global = true, env = "RHIZOME_KEY", value_name = "PATH", hide_env_values = true)]
-    pub key: Option<PathBuf>,
+    /// The key that signs: a key file, `agent:COMMENT` for one that your ssh-agent keeps, or
+    /// `node:STATE` for this node's own [default: ~/.config/rhizome/key].
+    #[arg(long, global = true, env = "RHIZOME_KEY", value_name = "KEY", hide_env_values = true)]
+    pub key: Option<KeyChoice>,
     /// The state folder of a `rhizome dev` [default: ~/.local/share/rhizome/dev].
     #[arg(long, global = true, env = "RHIZOME_STATE", value_name = "DIR", hide_env_values = true)]
     pub state: Option<PathBuf>,
@@ -114,7 +116,7 @@ pub enum Command {
     /// List nodes.
     Nodes(c::nodes::Args),
     /// Show a node (`node ID`), or be one: identity manager, supervisor and runners.
-    Node(c::node::Args),
+    Node(Box<c::node::Args>),
     /// Show the job queues of nodes, by pool and account.
     Queues(c::queues::Args),
     /// Show a job with every attempt at it; do it again, cancel it, release it.
@@ -168,7 +170,7 @@ impl Command {
             Self::Submit(args) => Box::pin(c::submit::run(args, globals)).await,
             Self::Verify(args) => c::verify::run(args, globals).await,
             Self::Nodes(args) => c::nodes::run(args, globals).await,
-            Self::Node(args) => c::node::run(args, globals).await,
+            Self::Node(args) => c::node::run(*args, globals).await,
             Self::Queues(args) => c::queues::run(args, globals).await,
             Self::Job(args) => c::job::run(args, globals).await,
             Self::Runners(args) => c::runners::run(args, globals).await,
@@ -189,7 +191,7 @@ impl Command {
     pub fn is_service(&self) -> bool {
         match self {
             Self::Ledger(_) | Self::Coord(_) | Self::Supervisor(_) | Self::Runner(_) => true,
-            Self::Node(args) => args.id.is_none(),
+            Self::Node(args) => args.is_service(),
             _ => false,
         }
     }

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, HeaderValue, Method, header};
-use rhizome_identity::{SigningKey, http_signature};
+use rhizome_identity::{UserKey, http_signature};
 use rhizome_model::api::{
     AccountLimits, AccountView, DeploymentView, ExecRequest, JobAgain, JobView, NodeStatus,
     NodeView, OutputChunk, PlacementReply, PlacementRequest, PlanBase, PoolChange, PoolView,
     QueueView, Submitted,
 };
-use rhizome_model::{AccountId, Code, DeploymentId, Event, Failure, JobId, Name, NodeId};
+use rhizome_model::{AccountId, Code, DeploymentId, Envelope, Event, Failure, JobId, Name, NodeId};
 use rhizome_service::Client;
 use serde::Serialize;
 
@@ -31,11 +31,16 @@ const TRIMMED: &str = "trimmed";
 /// The key, and coord as the key's account sees it.
 pub struct Session {
     pub profile: Profile,
-    pub key: SigningKey,
+    pub key: UserKey,
     pub coord: Coord,
 }
 
 impl Session {
+    /// An envelope with the key's signature.
+    pub fn sign(&self, payload_type: &str, payload: &[u8]) -> Result<Envelope, Failure> {
+        self.key.sign_envelope(payload_type, payload).map_err(key::refuse)
+    }
+
     pub fn open(globals: &Globals) -> Result<Self, Failure> {
         let profile = Profile::load(globals)?;
         let plain = Client::new("coord", profile.coord()?)?;
@@ -50,7 +55,7 @@ pub struct Coord {
     /// Shares its connections with the signed one.
     plain: Client,
     signed: Client,
-    key: SigningKey,
+    key: UserKey,
 }
 
 /// An event with the number that coord gave it: the place to go on from.

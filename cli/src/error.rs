@@ -9,6 +9,12 @@ pub struct Error {
     pub exit: u8,
 }
 
+impl From<rhizome_identity::manager::IdentityError> for Error {
+    fn from(error: rhizome_identity::manager::IdentityError) -> Self {
+        Failure::from(error).into()
+    }
+}
+
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         let exit = failure.code.class().exit_code();

@@ -66,7 +66,7 @@ pub async fn perform(
     };
     let payload =
         serde_json::to_vec(&document).map_err(|e| internal("cannot write the document", &e))?;
-    let envelope = session.key.sign_envelope(payload_type::OPERATION, &payload);
+    let envelope = session.sign(payload_type::OPERATION, &payload)?;
     let job = coord.operate(envelope.to_json().into_bytes()).await?;
     if args.detach { Ok(detach(&job, globals.json)) } else { watch(coord, job, globals.json).await }
 }

@@ -2,6 +2,7 @@
 //! `rhizome dev` that runs on the state folder.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use rhizome_model::{Code, Failure};
 use serde::{Deserialize, Serialize};
@@ -25,11 +26,34 @@ impl ClientFile {
     pub const NAME: &str = "client.json";
 }
 
+/// Which key signs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyChoice {
+    /// A key file.
+    File(PathBuf),
+    /// One that the ssh-agent keeps: its comment or its fingerprint, or nothing where there is one.
+    Agent(String),
+    /// The identity of the node with this state folder.
+    Node(PathBuf),
+}
+
+impl FromStr for KeyChoice {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text.split_once(':') {
+            Some(("agent", wanted)) => Self::Agent(wanted.to_owned()),
+            Some(("node", state)) => Self::Node(state.into()),
+            _ => Self::File(text.into()),
+        })
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Profile {
     coord: Option<String>,
     ledger: Option<String>,
-    pub key: PathBuf,
+    pub key: KeyChoice,
     pub network: String,
 }
 
@@ -48,9 +72,10 @@ impl Profile {
         let same = |dev: &ClientFile| globals.coord.as_ref().is_none_or(|c| c == &dev.coord);
         let dev = dev.filter(same);
         let of_dev = |field: fn(&ClientFile) -> String| dev.as_ref().map(field);
-        let key = match globals.key.clone().or_else(|| dev.as_ref().map(|d| d.key.clone())) {
+        let of_key = |dev: &ClientFile| KeyChoice::File(dev.key.clone());
+        let key = match globals.key.clone().or_else(|| dev.as_ref().map(of_key)) {
             Some(key) => key,
-            None => default_key()?,
+            None => KeyChoice::File(default_key()?),
         };
         Ok(Self {
             coord: globals.coord.clone().or_else(|| of_dev(|d| d.coord.clone())),
@@ -129,6 +154,23 @@ mod tests {
         }
     }
 
+    fn file(path: &str) -> KeyChoice {
+        KeyChoice::File(path.into())
+    }
+
+    #[test]
+    fn keys_are_files_or_an_agents_or_a_nodes() {
+        for (text, choice) in [
+            ("/home/key", file("/home/key")),
+            ("agent:me@home", KeyChoice::Agent("me@home".into())),
+            ("agent:SHA256:abc", KeyChoice::Agent("SHA256:abc".into())),
+            ("agent:", KeyChoice::Agent(String::new())),
+            ("node:/var/lib/rhizome/node", KeyChoice::Node("/var/lib/rhizome/node".into())),
+        ] {
+            assert_eq!(text.parse(), Ok(choice), "{text}");
+        }
+    }
+
     fn resolve(globals: &Globals, dev: Option<ClientFile>) -> Profile {
         Profile::resolve(globals, dev, || Ok("/home/key".into())).unwrap()
     }
@@ -137,26 +179,26 @@ mod tests {
     fn a_running_dev_answers_what_was_not_said() {
         let profile = resolve(&Globals::default(), Some(dev()));
         assert_eq!(profile.coord(), Ok("http://127.0.0.1:7001"));
-        assert_eq!((profile.key, profile.network.as_str()), ("/dev/key".into(), "dev"));
+        assert_eq!((profile.key, profile.network.as_str()), (file("/dev/key"), "dev"));
     }
 
     #[test]
     fn options_win() {
         let globals = Globals {
-            key: Some("/mine".into()),
+            key: Some(file("/mine")),
             network: Some("test".into()),
             ..Globals::default()
         };
         let profile = resolve(&globals, Some(dev()));
         assert_eq!(profile.coord(), Ok("http://127.0.0.1:7001"));
-        assert_eq!((profile.key, profile.network.as_str()), ("/mine".into(), "test"));
+        assert_eq!((profile.key, profile.network.as_str()), (file("/mine"), "test"));
     }
 
     #[test]
     fn the_key_of_a_dev_is_not_shown_to_another_coord() {
         let globals = Globals { coord: Some("http://far:1".into()), ..Globals::default() };
         let profile = resolve(&globals, Some(dev()));
-        assert_eq!((profile.key.clone(), profile.network.as_str()), ("/home/key".into(), "main"));
+        assert_eq!((profile.key.clone(), profile.network.as_str()), (file("/home/key"), "main"));
         assert!(profile.ledger().is_err());
     }
 

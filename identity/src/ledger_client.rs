@@ -13,11 +13,15 @@ use rhizome_model::registrar::{
     NodeRegistration, Resources, UptimeReport, base64_key,
 };
 use rhizome_model::statement::LedgerView;
+use rhizome_model::uptime::{UptimeBatch, UptimeReply};
 use rhizome_model::{AccountId, Code, Failure, FarmId, KeyId, NodeId};
-use rhizome_service::{Client, clock};
+use rhizome_service::client::Signer;
+use rhizome_service::clock;
 use serde::de::DeserializeOwned;
 
-use crate::SigningKey;
+use crate::ledgers::Ledgers;
+use crate::sshsig::namespace;
+use crate::{KeyError, SigningKey, UserKey, http_signature};
 
 /// Rows per request of a list, and how many requests we make for one: a million rows.
 const PAGE_SIZE: usize = 1000;
@@ -57,35 +61,49 @@ impl From<Node> for LedgerNode {
 /// Reads need no key; what changes something is done as the account of the key.
 #[derive(Debug, Clone)]
 pub struct LedgerClient {
-    http: Client,
+    http: Ledgers,
     key: Option<SigningKey>,
     /// The account of `key`, once it is known; 0 before.
     account: Arc<AtomicU64>,
 }
 
 impl LedgerClient {
-    /// `base_url` is such as `http://127.0.0.1:8080`, without `/v1`.
+    /// `base_url` is such as `http://127.0.0.1:8080`, without `/v1`; or several with commas between:
+    /// they are one ledger, and whichever answers will do.
     pub fn new(base_url: &str, key: Option<SigningKey>) -> Result<Self, Failure> {
         let account = Arc::new(AtomicU64::new(0));
-        let mut http = Client::new("ledger", base_url)?;
+        let mut http = Ledgers::new(base_url)?;
         if let Some(key) = key.clone() {
             let account = account.clone();
-            http = http.signed(Arc::new(
-                move |method: &Method, _: &str, _: Option<&str>, _: &[u8]| {
+            let whole = http_signature::signer(key.clone());
+            let signer: Signer =
+                Arc::new(move |method: &Method, path: &str, query: Option<&str>, body: &[u8]| {
                     // Reads are open to everybody: nothing is signed that could be replayed.
-                    if *method == Method::GET { HeaderMap::new() } else { x_auth(&key, &account) }
-                },
-            ));
+                    if *method == Method::GET {
+                        HeaderMap::new()
+                    } else if path.starts_with("/v2/") {
+                        whole(method, path, query, body)
+                    } else {
+                        x_auth(&key, &account)
+                    }
+                });
+            http = http.signed(&signer);
         }
         Ok(Self { http, key, account })
     }
 
     /// Registers a key; the account it has already, if it has one.
     pub async fn create_account(&self, key: &SigningKey) -> Result<AccountView, Failure> {
+        self.register_account(&UserKey::from(key.clone())).await
+    }
+
+    /// The same for a key that an agent may keep.
+    pub async fn register_account(&self, key: &UserKey) -> Result<AccountView, Failure> {
         let public_key = base64_key::encode(&key.key_id());
         let timestamp = clock::now_secs();
         let challenge = registrar::account_challenge(timestamp, &public_key);
-        let signature = STANDARD.encode(key.sign(challenge.as_bytes()));
+        let signature = key.sign(namespace::ACCOUNT, challenge.as_bytes()).map_err(unsigned)?;
+        let signature = STANDARD.encode(signature);
         let request =
             NewAccount { timestamp, public_key, signature, relays: None, rmb_enc_key: None };
         let made = match self.http.post::<registrar::Account>("/v1/accounts", &request).await {
@@ -174,6 +192,22 @@ impl LedgerClient {
         Ok(())
     }
 
+    /// Reports that were made before and can be sent again.
+    pub async fn report_uptimes(
+        &self,
+        id: NodeId,
+        batch: &UptimeBatch,
+    ) -> Result<UptimeReply, Failure> {
+        self.http.post(&format!("/v2/nodes/{id}/uptime"), batch).await
+    }
+
+    /// The nodes that registered from a machine with this serial number.
+    pub async fn nodes_of_machine(&self, serial_number: &str) -> Result<Vec<LedgerNode>, Failure> {
+        let nodes: Vec<Node> = self.list("/v1/nodes?").await?;
+        let of_it = nodes.into_iter().filter(|node| node.serial_number == serial_number);
+        Ok(of_it.map(Into::into).collect())
+    }
+
     pub async fn nodes(&self) -> Result<Vec<LedgerNode>, Failure> {
         let nodes: Vec<Node> = self.list("/v1/nodes?").await?;
         Ok(nodes.into_iter().map(Into::into).collect())
@@ -251,6 +285,10 @@ impl LedgerClient {
             Failure::new(Code::BadRequest, "changing something in the ledger needs a key")
         })
     }
+}
+
+fn unsigned(error: KeyError) -> Failure {
+    Failure::new(Code::AgentRefused, error.to_string())
 }
 
 fn view(account: &registrar::Account) -> AccountView {

@@ -8,6 +8,7 @@
 
 mod address;
 pub mod api;
+pub mod availability;
 mod backoff;
 mod capacity;
 mod document;

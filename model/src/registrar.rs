@@ -86,6 +86,8 @@ pub struct FarmUpdate {
     pub farm_name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stellar_address: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dedicated: Option<bool>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -192,6 +194,12 @@ pub struct UptimeReport {
     pub uptime: u64,
     /// Unix seconds, at most 60 away from the ledger's.
     pub timestamp: i64,
+}
+
+/// Base64 of `{"version": …, "safe_to_upgrade": …}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ZosVersion {
+    pub version: String,
 }
 
 /// A list, the text "a/b", or null: v4 clients fall back to the text.

@@ -26,6 +26,7 @@ mod node;
 mod pool;
 mod sal;
 mod tool;
+mod tpm;
 mod volume;
 mod workload;
 
@@ -33,4 +34,5 @@ pub use error::SalError;
 pub use machine::{Untold, machine_shim_main};
 pub use node::{NodeConfig, Pool};
 pub use sal::{Fact, Sal};
+pub use tpm::Tpm;
 pub use workload::{Chunk, Ensured, Kept, Notice, Workload};

@@ -38,6 +38,7 @@ pub(crate) struct Tool {
     program: OsString,
     args: Vec<OsString>,
     stdin: Option<Vec<u8>>,
+    folder: Option<PathBuf>,
     timeout: Option<Duration>,
     cancel: CancellationToken,
 }
@@ -55,6 +56,7 @@ impl Tool {
             program: program.as_ref().to_owned(),
             args: Vec::new(),
             stdin: None,
+            folder: None,
             timeout: Some(DEFAULT_TIMEOUT),
             cancel: CancellationToken::new(),
         }
@@ -72,6 +74,12 @@ impl Tool {
 
     pub fn stdin(mut self, text: impl Into<Vec<u8>>) -> Self {
         self.stdin = Some(text.into());
+        self
+    }
+
+    /// Runs it in this folder.
+    pub fn folder(mut self, folder: &Path) -> Self {
+        self.folder = Some(folder.to_owned());
         self
     }
 
@@ -102,6 +110,9 @@ impl Tool {
             .stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
         die_with_us(&mut command);
         let mut child = command.spawn().during(format!("start '{line}'"))?;
         if let (Some(text), Some(mut pipe)) = (self.stdin, child.stdin.take()) {
@@ -312,6 +323,7 @@ fn package(program: &str) -> &str {
         "ip" => "iproute2",
         "mkfs.btrfs" => "btrfs-progs",
         "mount" => "mount",
+        tool if tool.starts_with("tpm2_") => "tpm2-tools",
         other => other,
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use eventsource_stream::{Event as SseEvent, Eventsource};
 use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, Method};
-use reqwest::Response;
+pub use reqwest::Response;
 use rhizome_model::{Code, Failure};
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -1,6 +1,7 @@
 //! `rhizome bench`: what the system does per second, as its users see it.
 
 mod deep;
+mod ledger;
 mod load;
 mod queue;
 mod script;
@@ -23,6 +24,8 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    /// A ledger under the signed uptime reports of a fleet.
+    Ledger(ledger::Args),
     /// The job queue of a node: rates, latency, cost and recovery, beside raw Redis.
     Queue(queue::Args),
     /// What journals cost, scripts of many resources, and deployments per second.
@@ -33,6 +36,7 @@ enum What {
 
 pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     match args.what {
+        What::Ledger(args) => Box::pin(ledger::run(args, globals)).await,
         What::Queue(args) => Box::pin(queue::run(args, globals)).await,
         What::Script(args) => Box::pin(script::run(args, globals)).await,
         What::Submit(args) => Box::pin(submit::run(args, globals)).await,

@@ -130,7 +130,7 @@ async fn measure(args: &Args, globals: &Globals, session: &Session) -> Result<Ex
 }
 
 /// In milliseconds, to a hundredth.
-fn percentile(sorted: &[Duration], share: f64) -> f64 {
+pub(super) fn percentile(sorted: &[Duration], share: f64) -> f64 {
     let rank = ((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len());
     (sorted[rank - 1].as_secs_f64() * 100_000.0).round() / 100.0
 }
@@ -207,7 +207,7 @@ impl<'a> Submitter<'a> {
     ) -> Result<(), Failure> {
         let payload =
             serde_json::to_vec(document).map_err(|e| internal("cannot write the document", &e))?;
-        let envelope = self.session.key.sign_envelope(kind, &payload);
+        let envelope = self.session.sign(kind, &payload)?;
         let submitted = self.session.coord.submit(envelope.to_json().into_bytes()).await?;
         let ended = follow(&self.session.coord, &submitted, goal, &mut Reporter::new(true)).await?;
         if ended.view.phase == wanted {

@@ -35,7 +35,7 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     let key = key::load(&profile.key)?;
     let id = key.key_id();
     let account = match args.what {
-        What::Register => ledger.create_account(&key).await?,
+        What::Register => ledger.register_account(&key).await?,
         What::Show => ledger.account_by_key(&id).await?.ok_or_else(|| {
             Failure::new(
                 Code::UnknownAccount,

@@ -53,7 +53,7 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     };
     let payload =
         serde_json::to_vec(&document).map_err(|e| internal("cannot write the document", &e))?;
-    let envelope = session.key.sign_envelope(payload_type::DELETE, &payload);
+    let envelope = session.sign(payload_type::DELETE, &payload)?;
     let submitted = coord.submit(envelope.to_json().into_bytes()).await?;
     let submission = submission(submitted, Some(TraceId::of_payload(&payload)));
     if args.detach { Ok(submission.detach()) } else { submission.watch(coord).await }

@@ -31,7 +31,7 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     let document = prepare(&args.document, &session).await?;
     let payload =
         serde_json::to_vec(&document).map_err(|e| internal("cannot write the document", &e))?;
-    let envelope = session.key.sign_envelope(payload_type::DEPLOYMENT, &payload);
+    let envelope = session.sign(payload_type::DEPLOYMENT, &payload)?;
     let submitted = session.coord.submit(envelope.to_json().into_bytes()).await?;
     let trace = Some(TraceId::of_payload(&payload));
     let submission =

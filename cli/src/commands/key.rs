@@ -7,19 +7,19 @@ use std::process::ExitCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
-use rhizome_identity::agent::AgentError;
-use rhizome_identity::{KeyError, SigningKey};
-use rhizome_model::{Code, Failure};
+use rhizome_identity::agent::{AgentError, AgentKey};
+use rhizome_identity::{KeyError, SigningKey, UserKey, mycelium_address};
+use rhizome_model::{Code, Failure, KeyId};
 use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::cli::Globals;
 use crate::error::{Error, internal, misuse};
 use crate::output;
-use crate::profile::{Profile, default_key};
+use crate::profile::{KeyChoice, Profile, default_key};
 
 /// Opens an encrypted OpenSSH key where nobody can be asked.
-const PASSPHRASE_VARIABLE: &str = "RHIZOME_PASSPHRASE";
+pub const PASSPHRASE_VARIABLE: &str = "RHIZOME_PASSPHRASE";
 /// No private key and no list of words is longer.
 const MAX_INPUT: usize = 64 << 10;
 /// 24 words.
@@ -76,8 +76,15 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
             }
         }
         What::Show => {
-            let path = Profile::load(globals)?.key;
-            show(&load(&path)?, &path, globals);
+            let choice = Profile::load(globals)?.key;
+            let place = match &choice {
+                KeyChoice::File(path) => path.display().to_string(),
+                KeyChoice::Agent(_) => "the ssh-agent".into(),
+                KeyChoice::Node(state) => {
+                    format!("the identity of the node in {}", state.display())
+                }
+            };
+            show(&load(&choice)?.key_id(), &place, globals);
         }
         What::Import { file, .. } => {
             let path = free_path(globals)?;
@@ -92,7 +99,19 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
 }
 
 /// The key that signs, or what to do to have one.
-pub fn load(path: &Path) -> Result<SigningKey, Failure> {
+pub fn load(choice: &KeyChoice) -> Result<UserKey, Failure> {
+    match choice {
+        KeyChoice::File(path) => load_file(path).map(Into::into),
+        KeyChoice::Agent(wanted) => {
+            AgentKey::find(wanted).map(Into::into).map_err(|e| refuse(e.into()))
+        }
+        KeyChoice::Node(state) => {
+            super::identity::open(state).map(|kept| kept.key().clone().into())
+        }
+    }
+}
+
+fn load_file(path: &Path) -> Result<SigningKey, Failure> {
     SigningKey::load(path).map_err(|e| match e {
         KeyError::File { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             misuse(format!(
@@ -134,7 +153,10 @@ pub fn refuse(error: KeyError) -> Failure {
 /// Where a new key goes; refused before anything secret is made or asked for.
 fn free_path(globals: &Globals) -> Result<PathBuf, Failure> {
     let path = match &globals.key {
-        Some(path) => path.clone(),
+        Some(KeyChoice::File(path)) => path.clone(),
+        Some(KeyChoice::Agent(_) | KeyChoice::Node(_)) => {
+            return Err(misuse("a key is made in a file: give --key PATH"));
+        }
         None => default_key()?,
     };
     if path.symlink_metadata().is_ok() {
@@ -155,32 +177,34 @@ fn save(key: &SigningKey, path: &Path, globals: &Globals) -> Result<(), Failure>
             .map_err(|e| internal(&format!("cannot make the folder {}", folder.display()), &e))?;
     }
     key.save_new(path).map_err(refuse)?;
-    show(key, path, globals);
+    show(&key.key_id(), &path.display().to_string(), globals);
     Ok(())
 }
 
-fn show(key: &SigningKey, path: &Path, globals: &Globals) {
-    let address = key.mycelium_address();
+fn show(key: &KeyId, place: &str, globals: &Globals) {
+    let address = mycelium_address(key);
     if globals.json {
         output::json(&json!({
-            "path": path,
-            "key": key.key_id(),
+            "path": place,
+            "key": key,
             "ssh": ssh_public(key),
             "mycelium_address": address,
         }));
     } else {
-        output::line(format!("file              {}", path.display()));
-        output::line(format!("key id            {}", key.key_id()));
+        output::line(format!("file              {place}"));
+        output::line(format!("key id            {key}"));
         output::line(format!("public key        {}", ssh_public(key)));
-        output::line(format!("mycelium address  {address}"));
+        if let Some(address) = address {
+            output::line(format!("mycelium address  {address}"));
+        }
     }
 }
 
 /// The public half as OpenSSH writes it.
-fn ssh_public(key: &SigningKey) -> String {
+fn ssh_public(key: &KeyId) -> String {
     const KIND: &str = "ssh-ed25519";
     let mut blob = Vec::new();
-    for part in [KIND.as_bytes(), &key.key_id().0] {
+    for part in [KIND.as_bytes(), &key.0] {
         let length = u32::try_from(part.len()).expect("both parts are some bytes long");
         blob.extend_from_slice(&length.to_be_bytes());
         blob.extend_from_slice(part);
@@ -230,7 +254,7 @@ fn passphrase(file: &Path) -> Result<Zeroizing<String>, KeyError> {
     })
 }
 
-fn from_variable() -> Option<Zeroizing<String>> {
+pub fn from_variable() -> Option<Zeroizing<String>> {
     std::env::var(PASSPHRASE_VARIABLE).ok().map(Zeroizing::new)
 }
 
@@ -246,7 +270,7 @@ mod tests {
             key.key_id().to_string(),
             "3b6a27bcceb6a42d62a3a8d02a6f0d73653215771de243a63ac048a18b59da29"
         );
-        let ssh = ssh_public(&key);
+        let ssh = ssh_public(&key.key_id());
         let blob = STANDARD.decode(ssh.strip_prefix("ssh-ed25519 ").unwrap()).unwrap();
         assert_eq!(&blob[..19], b"\0\0\0\x0bssh-ed25519\0\0\0\x20");
         assert_eq!(blob[19..], key.key_id().0);

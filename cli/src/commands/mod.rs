@@ -8,6 +8,7 @@ pub mod deploy;
 pub mod document;
 pub mod events;
 pub mod exec;
+pub mod identity;
 pub mod image;
 pub mod job;
 pub mod key;

@@ -159,8 +159,14 @@ impl Dev {
         let socket = redis::socket(&state);
         self.kept.push(Kept::start(redis::process(&state, self.layout.log(&format!("redis-{n}")))));
         let pool = args.pool_size.0.to_string();
+        // All of them are on one machine, whose serial number and TPM are one node's.
+        let serial = format!("dev-{n}");
         let mut arguments = vec![
             "node",
+            "--tpm",
+            "off",
+            "--serial-number",
+            &serial,
             "--listen",
             "127.0.0.1:0",
             "--farm",

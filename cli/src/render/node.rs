@@ -1,6 +1,6 @@
 //! Nodes for people.
 
-use rhizome_model::api::{CapacityView, NodeStatus, NodeView};
+use rhizome_model::api::{CapacityView, NodeIdentity, NodeStatus, NodeView};
 
 use super::{clean, table};
 
@@ -34,6 +34,29 @@ fn state(node: &NodeView) -> String {
         Some(problem) => format!("{word}: {}", clean(problem)),
         None => word.to_owned(),
     }
+}
+
+/// What the identity manager of this machine says.
+pub fn identity(identity: &NodeIdentity) -> String {
+    let mut lines = vec![match (&identity.registered, &identity.problem) {
+        (Some(ids), None) => format!("node {} of farm {}: registered", ids.node, ids.farm),
+        (Some(ids), Some(problem)) => {
+            format!("node {} of farm {}: {}", ids.node, ids.farm, clean(problem))
+        }
+        (None, Some(problem)) => format!("not registered: {}", clean(problem)),
+        (None, None) => "not registered yet".to_owned(),
+    }];
+    lines.push(format!("address  {}", identity.address));
+    lines.push(format!("key id   {}", identity.key));
+    lines.push(format!("sealed   {}", if identity.sealed { "to a TPM" } else { "no" }));
+    for copy in &identity.copies {
+        let state = copy.problem.as_deref().map_or_else(|| "good".into(), clean);
+        lines.push(format!("copy     {}: {state}", clean(&copy.path)));
+    }
+    if identity.waiting_reports > 0 {
+        lines.push(format!("reports  {} wait for the ledger", identity.waiting_reports));
+    }
+    lines.join("\n")
 }
 
 /// All of one, with its own view where it gives one.

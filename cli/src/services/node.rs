@@ -7,16 +7,16 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rhizome_identity::manager::{Config, Facts, FarmChoice, Manager, UPTIME_INTERVAL};
+use rhizome_identity::manager::{Config, FarmChoice, Grant, Manager, UPTIME_INTERVAL};
 use rhizome_model::api::{NodeIdentity, Registered};
 use rhizome_model::{Bytes, Capacity, Code, Failure, FarmId, KeyId, Limits, NodeFacts, NodeId};
 use rhizome_queue::Durability;
 use rhizome_sal::Sal;
 use tokio::sync::watch;
 
+use super::identity::{IdentityPlaces, MachineFacts};
 use super::node_file::{NodeFile, PoolChoice};
 use super::process::{Kept, Process, Stop};
 use super::{Common, LedgerKey, ledger_of, network_of, program, state_folder, state_of};
@@ -73,6 +73,26 @@ pub struct NodeOptions {
     #[command(flatten)]
     pub ledger_key: LedgerKey,
     #[command(flatten)]
+    pub places: IdentityPlaces,
+    #[command(flatten)]
+    pub machine: MachineFacts,
+    /// Where no identity can be used, make this machine a new node, also over one that the ledger
+    /// knows. What is there is moved aside; an identity that is good stays.
+    #[arg(long)]
+    pub new_identity: bool,
+    /// One more socket of the identity manager, which every user can connect to.
+    #[arg(long, env = "RHIZOME_IDENTITY_SOCKET", value_name = "PATH")]
+    pub identity_socket: Option<PathBuf>,
+    /// What a user may have done with the node's key there: UID:PURPOSE:sign+encrypt+decrypt. Can be
+    /// repeated.
+    #[arg(
+        long = "identity-grant",
+        env = "RHIZOME_IDENTITY_GRANTS",
+        value_delimiter = ',',
+        value_name = "GRANT"
+    )]
+    pub grants: Vec<Grant>,
+    #[command(flatten)]
     pub common: Common,
 }
 
@@ -127,15 +147,21 @@ pub async fn run(args: NodeOptions, globals: &Globals) -> Result<ExitCode, Error
         Config {
             state: state.clone(),
             socket: NodeFile::identity_socket(&state),
+            state_pools: args.places.state_pools.clone(),
+            shared_socket: args.identity_socket,
+            grants: args.grants,
+            traces: vec![NodeFile::path(&state)],
+            new_identity: args.new_identity,
             ledger: ledger.clone(),
             farm: FarmChoice::Name(args.farm.clone().unwrap_or_else(|| "homefarm".into())),
             supervisor_url: Some(format!("http://{listen}")),
             location: Default::default(),
             uptime_interval: UPTIME_INTERVAL,
         },
-        Arc::new(Facts::gather),
+        args.machine.source(),
+        args.places.sealer(),
     )
-    .map_err(|e| Failure::new(Code::StateNotWritable, e.to_string()))?;
+    .map_err(Failure::from)?;
     let key = manager.key_id();
     let mut file = NodeFile {
         facts: NodeFacts {
@@ -157,15 +183,22 @@ pub async fn run(args: NodeOptions, globals: &Globals) -> Result<ExitCode, Error
         limits: Limits::default(),
     };
     let program = program()?;
-    let sal = Sal::up(file.sal(&state, program.clone())).await.map_err(Failure::from)?;
-    file.facts.capacity = sal.capacity().map_err(Failure::from)?;
-
     let identity = manager.identity();
-    let managing = tokio::spawn(manager.run(shutdown.token.clone()));
+    let mut managing = tokio::spawn(manager.run(shutdown.token.clone()));
+    // Nothing on this machine is made for a key that may never be this node's.
     let registered = tokio::select! {
-        registered = wait_registered(identity) => registered?,
+        registered = wait_registered(identity) => match registered {
+            Ok(registered) => registered,
+            Err(failure) => return Err(ended(managing.await).err().unwrap_or(failure).into()),
+        },
+        early = &mut managing => {
+            ended(early)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         () = shutdown.requested() => return Ok(ExitCode::SUCCESS),
     };
+    let sal = Sal::up(file.sal(&state, program.clone())).await.map_err(Failure::from)?;
+    file.facts.capacity = sal.capacity().map_err(Failure::from)?;
     (file.facts.id, file.facts.farm) = (registered.node, registered.farm);
     file.write(&state)?;
     tracing::info!(node = %registered.node, farm = %registered.farm, address = %file.facts.address, "registered");
@@ -173,11 +206,16 @@ pub async fn run(args: NodeOptions, globals: &Globals) -> Result<ExitCode, Error
     let supervisor = Kept::start(supervisor(program, &state, log));
     let managed = tokio::select! {
         () = shutdown.requested() => Ok(()),
-        ended = managing => ended.unwrap_or_else(|e| Err(Failure::new(Code::Internal, e.to_string()))),
+        early = managing => ended(early),
     };
     supervisor.stop().await;
     managed?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// How the identity manager ended.
+fn ended(joined: Result<Result<(), Failure>, tokio::task::JoinError>) -> Result<(), Failure> {
+    joined.unwrap_or_else(|e| Err(Failure::new(Code::Internal, e.to_string())))
 }
 
 /// Known from before, or as soon as the ledger answers.

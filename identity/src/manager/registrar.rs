@@ -4,9 +4,11 @@ use std::time::{Duration, Instant};
 
 use rhizome_model::api::Registered;
 use rhizome_model::registrar::NodeRegistration;
-use rhizome_model::{AccountId, Code, Failure, FarmId};
+use rhizome_model::{AccountId, Code, Failure, FarmId, KeyId, NodeId};
+use rhizome_service::clock;
 
 use super::facts::{Facts, uptime};
+use super::spool::Spool;
 use super::{Config, FactsSource, FarmChoice};
 use crate::LedgerClient;
 
@@ -18,28 +20,58 @@ pub struct Registrar {
     ledger: LedgerClient,
     config: Config,
     facts: FactsSource,
-    /// What the ledger was told last, and when it heard our uptime.
+    /// What the ledger was told last.
     told: Option<(Registered, NodeRegistration)>,
-    reported: Option<Instant>,
+    /// When the last uptime report was made.
+    made: Option<Instant>,
+    spool: Spool,
 }
 
 impl Registrar {
-    pub fn new(ledger: LedgerClient, config: Config, facts: FactsSource) -> Self {
-        Self { ledger, config, facts, told: None, reported: None }
+    pub fn new(ledger: LedgerClient, config: Config, facts: FactsSource, spool: Spool) -> Self {
+        Self { ledger, config, facts, told: None, made: None, spool }
     }
 
-    /// Does what is due. What the ledger calls this node, and when to come again.
+    /// Whether the ledger knows this machine under another key than ours: then ours must not be made
+    /// its identity.
+    pub async fn known_as_other(&self, key: &KeyId) -> Result<Option<(String, NodeId)>, Failure> {
+        let serial = (self.facts)()?.serial_number;
+        let nodes = self.ledger.nodes_of_machine(&serial).await?;
+        let other = nodes.into_iter().find(|node| node.key != *key);
+        Ok(other.map(|node| (serial, node.id)))
+    }
+
+    /// The serial number of the machine.
+    pub fn serial_number(&self) -> Result<String, Failure> {
+        Ok((self.facts)()?.serial_number)
+    }
+
+    /// How many uptime reports the ledger has not taken yet.
+    pub fn waiting(&self) -> u64 {
+        self.spool.len() as u64
+    }
+
+    /// Makes the uptime report that is due. It is made also while the ledger is away.
+    pub fn report(&mut self) -> Result<(), Failure> {
+        let since = self.made.map(|at| at.elapsed());
+        if since.is_none_or(|since| since >= self.config.uptime_interval) {
+            self.spool.put(uptime()?, clock::now_secs())?;
+            self.made = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Brings the ledger up to date. What it calls this node, and when to come again.
     pub async fn step(&mut self) -> Result<(Registered, Duration), Failure> {
         let registered = self.ensure_registered().await?;
-        let since = self.reported.map(|at| at.elapsed());
-        if since.is_none_or(|since| since >= self.config.uptime_interval) {
-            self.report(registered).await?;
-        }
-        let due = self
-            .config
-            .uptime_interval
-            .saturating_sub(self.reported.map(|at| at.elapsed()).unwrap_or_default());
-        Ok((registered, due.min(FACTS_INTERVAL)))
+        self.deliver(registered).await?;
+        Ok((registered, self.due().min(FACTS_INTERVAL)))
+    }
+
+    /// When the next report is to be made.
+    pub fn due(&self) -> Duration {
+        let since = self.made.map(|at| at.elapsed()).unwrap_or_default();
+        self.config.uptime_interval.saturating_sub(since)
     }
 
     async fn ensure_registered(&mut self) -> Result<Registered, Failure> {
@@ -96,22 +128,22 @@ impl Registrar {
         }
     }
 
-    async fn report(&mut self, registered: Registered) -> Result<(), Failure> {
-        let secs = uptime()?;
-        match self.ledger.report_uptime(registered.node, secs).await {
-            Ok(()) => {
-                self.reported = Some(Instant::now());
-                tracing::debug!(node = %registered.node, uptime_s = secs, "uptime reported");
-                Ok(())
-            }
-            Err(failure) => {
-                if failure.code != Code::Unavailable {
-                    // The ledger has forgotten us, or came back from an older copy, in which our
-                    // ids may be others'. Asking for everything anew is right in each case.
-                    self.told = None;
+    /// Sends what waits, oldest first.
+    async fn deliver(&mut self, registered: Registered) -> Result<(), Failure> {
+        while let Some(batch) = self.spool.batch() {
+            match self.ledger.report_uptimes(registered.node, &batch).await {
+                Ok(reply) => self.spool.done(&batch, &reply)?,
+                Err(failure) => {
+                    if failure.code != Code::Unavailable {
+                        // The ledger has forgotten us, or came back from an older copy, in which our
+                        // ids may be others'. Asking for everything anew is right in each case.
+                        self.told = None;
+                    }
+                    return Err(failure);
                 }
-                Err(failure)
             }
+            tracing::debug!(node = %registered.node, reports = batch.reports.len(), "uptime reported");
         }
+        Ok(())
     }
 }

@@ -1,4 +1,5 @@
-//! The unix socket on which the node's own processes ask who the node is, and have secrets opened.
+//! The unix sockets on which the node's own processes ask who the node is, have secrets opened, and
+//! have things signed and encrypted. The kernel says who asks (SO_PEERCRED).
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -12,8 +13,11 @@ use axum::extract::{ConnectInfo, State};
 use axum::serve::IncomingStream;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rhizome_model::api::{NodeIdentity, UnsealReply, UnsealRequest};
-use rhizome_model::{Code, Failure};
+use rhizome_model::api::{
+    NodeIdentity, PurposeReply, PurposeRequest, UnsealReply, UnsealRequest, VerifyReply,
+    VerifyRequest,
+};
+use rhizome_model::{Code, Failure, KeyId};
 use rhizome_service::http::{always_healthy, with_common_routes};
 use rhizome_service::{ApiError, ApiResult};
 use tokio::net::{UnixListener, UnixStream};
@@ -21,13 +25,22 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+use zeroize::Zeroizing;
 
-use crate::{SealError, SigningKey};
+use super::grants::{self, Grant, Operation};
+use super::{Facts, FactsSource};
+use crate::{Purpose, SealError, SigningKey, seal, verify_for};
 
-#[derive(Clone)]
-struct Service {
+/// What the sockets serve.
+pub struct Service {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     key: SigningKey,
     identity: watch::Receiver<NodeIdentity>,
+    facts: FactsSource,
+    grants: Vec<Grant>,
 }
 
 /// The user at the other end, as the kernel says it.
@@ -40,29 +53,45 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     }
 }
 
-/// Serves until the token is cancelled.
-pub async fn serve(
-    socket: &Path,
-    key: SigningKey,
-    identity: watch::Receiver<NodeIdentity>,
-    shutdown: CancellationToken,
-) -> Result<(), Failure> {
-    let listener = bind(socket).await?;
-    let _remove = RemoveOnDrop(socket.to_owned());
-    let (router, api) = OpenApiRouter::new()
-        .routes(routes!(unseal))
-        .routes(routes!(who))
-        .with_state(Arc::new(Service { key, identity }))
-        .split_for_parts();
-    let app = with_common_routes(router, api, always_healthy());
-    axum::serve(listener, app.into_make_service_with_connect_info::<Peer>())
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
-        .map_err(|e| unusable(socket, &e))
+impl Service {
+    pub fn new(
+        key: SigningKey,
+        identity: watch::Receiver<NodeIdentity>,
+        facts: FactsSource,
+        grants: Vec<Grant>,
+    ) -> Self {
+        Self { inner: Arc::new(Inner { key, identity, facts, grants }) }
+    }
+
+    /// Serves until the token is cancelled.
+    pub async fn serve(
+        &self,
+        socket: &Path,
+        mode: u32,
+        shutdown: CancellationToken,
+    ) -> Result<(), Failure> {
+        let listener = bind(socket, mode).await?;
+        let _remove = RemoveOnDrop(socket.to_owned());
+        let (router, api) = OpenApiRouter::new()
+            .routes(routes!(unseal))
+            .routes(routes!(who))
+            .routes(routes!(hardware))
+            .routes(routes!(sign))
+            .routes(routes!(verify))
+            .routes(routes!(encrypt))
+            .routes(routes!(decrypt))
+            .with_state(self.inner.clone())
+            .split_for_parts();
+        let app = with_common_routes(router, api, always_healthy());
+        axum::serve(listener, app.into_make_service_with_connect_info::<Peer>())
+            .with_graceful_shutdown(shutdown.cancelled_owned())
+            .await
+            .map_err(|e| unusable(socket, &e))
+    }
 }
 
 /// Takes the place of a socket that nobody serves any more; never that of a live one.
-async fn bind(socket: &Path) -> Result<UnixListener, Failure> {
+async fn bind(socket: &Path, mode: u32) -> Result<UnixListener, Failure> {
     match UnixStream::connect(socket).await {
         Ok(_) => {
             return Err(Failure::new(
@@ -76,7 +105,7 @@ async fn bind(socket: &Path) -> Result<UnixListener, Failure> {
         Err(_) => {}
     }
     let listener = UnixListener::bind(socket).map_err(|e| unusable(socket, &e))?;
-    std::fs::set_permissions(socket, PermissionsExt::from_mode(0o600))
+    std::fs::set_permissions(socket, PermissionsExt::from_mode(mode))
         .map_err(|e| unusable(socket, &e))?;
     Ok(listener)
 }
@@ -99,10 +128,10 @@ impl Drop for RemoveOnDrop {
     responses((status = 200, body = UnsealReply), (status = 403, body = Failure)))]
 async fn unseal(
     ConnectInfo(Peer(uid)): ConnectInfo<Peer>,
-    State(service): State<Arc<Service>>,
+    State(service): State<Arc<Inner>>,
     request: Result<Json<UnsealRequest>, JsonRejection>,
 ) -> ApiResult<Json<UnsealReply>> {
-    if !may_unseal(uid, nix::unistd::geteuid().as_raw()) {
+    if !grants::is_trusted(uid, ours()) {
         tracing::warn!(?uid, "a foreign user asked for a secret");
         return Err(ApiError::new(
             Code::Unauthorised,
@@ -110,36 +139,133 @@ async fn unseal(
         ));
     }
     let Json(request) = request?;
-    let secret = service.key.unseal(&request.context, &request.sealed).map_err(|e| {
-        let code = match e {
-            SealError::Closed { .. } => Code::Unauthorised,
-            SealError::Form | SealError::TooLarge(_) | SealError::Key(_) => Code::BadRequest,
-        };
-        ApiError::new(code, e.to_string())
-    })?;
+    if request.context.starts_with(PURPOSE) {
+        let message = "this was encrypted for a purpose: /v1/decrypt opens it";
+        return Err(ApiError::new(Code::WrongPurpose, message));
+    }
+    let secret = service.key.unseal(&request.context, &request.sealed).map_err(refuse)?;
     Ok(Json(UnsealReply { secret: STANDARD.encode(&*secret) }))
-}
-
-/// The mode of the socket keeps others away already; this holds also where somebody changed it.
-fn may_unseal(peer: Option<u32>, ours: u32) -> bool {
-    peer.is_some_and(|uid| uid == ours || uid == 0)
 }
 
 /// Who this node is.
 #[utoipa::path(get, path = "/v1/identity", responses((status = 200, body = NodeIdentity)))]
-async fn who(State(service): State<Arc<Service>>) -> Json<NodeIdentity> {
+async fn who(State(service): State<Arc<Inner>>) -> Json<NodeIdentity> {
     Json(service.identity.borrow().clone())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What this node is made of.
+#[utoipa::path(get, path = "/v1/hardware", responses((status = 200, body = Facts)))]
+async fn hardware(State(service): State<Arc<Inner>>) -> ApiResult<Json<Facts>> {
+    Ok(Json((service.facts)()?))
+}
 
-    #[test]
-    fn only_root_and_our_own_user_have_secrets_opened() {
-        assert!(may_unseal(Some(0), 1000) && may_unseal(Some(1000), 1000));
-        assert!(
-            !may_unseal(Some(1001), 1000) && !may_unseal(Some(1000), 0) && !may_unseal(None, 0)
-        );
+/// Signs bytes for a purpose.
+#[utoipa::path(post, path = "/v1/sign", request_body = PurposeRequest, responses(
+    (status = 200, body = PurposeReply), (status = 400, body = Failure), (status = 403, body = Failure)))]
+async fn sign(
+    ConnectInfo(Peer(uid)): ConnectInfo<Peer>,
+    State(service): State<Arc<Inner>>,
+    request: Result<Json<PurposeRequest>, JsonRejection>,
+) -> ApiResult<Json<PurposeReply>> {
+    let (purpose, data, peer) = service.admit(uid, request, Operation::Sign)?;
+    if peer.is_some() {
+        return Err(ApiError::new(Code::BadRequest, "a signature is for everybody: give no peer"));
     }
+    Ok(reply(&service.key.sign_for(&purpose, &data)))
+}
+
+/// Checks a signature that any node made for a purpose. Open to everybody who can connect.
+#[utoipa::path(post, path = "/v1/verify", request_body = VerifyRequest, responses(
+    (status = 200, body = VerifyReply), (status = 400, body = Failure)))]
+async fn verify(
+    request: Result<Json<VerifyRequest>, JsonRejection>,
+) -> ApiResult<Json<VerifyReply>> {
+    let Json(request) = request?;
+    let purpose = purpose(&request.purpose)?;
+    let (data, signature) = (decode(&request.data)?, decode(&request.signature)?);
+    let good = verify_for(&request.key, &purpose, &data, &signature).is_ok();
+    Ok(Json(VerifyReply { good }))
+}
+
+/// Encrypts bytes for a purpose: to this node itself, or between it and a peer (ECDH).
+#[utoipa::path(post, path = "/v1/encrypt", request_body = PurposeRequest, responses(
+    (status = 200, body = PurposeReply), (status = 400, body = Failure), (status = 403, body = Failure)))]
+async fn encrypt(
+    ConnectInfo(Peer(uid)): ConnectInfo<Peer>,
+    State(service): State<Arc<Inner>>,
+    request: Result<Json<PurposeRequest>, JsonRejection>,
+) -> ApiResult<Json<PurposeReply>> {
+    let (purpose, data, peer) = service.admit(uid, request, Operation::Encrypt)?;
+    let data = match peer {
+        Some(peer) => {
+            STANDARD.encode(service.key.ecdh_encrypt(&peer, &purpose, &data).map_err(refuse)?)
+        }
+        None => seal(&service.key.key_id(), &purpose.context(), &data).map_err(refuse)?,
+    };
+    Ok(Json(PurposeReply { data }))
+}
+
+/// Opens what was encrypted to this node for a purpose, by itself or by a peer (ECDH).
+#[utoipa::path(post, path = "/v1/decrypt", request_body = PurposeRequest, responses(
+    (status = 200, body = PurposeReply), (status = 400, body = Failure), (status = 403, body = Failure)))]
+async fn decrypt(
+    ConnectInfo(Peer(uid)): ConnectInfo<Peer>,
+    State(service): State<Arc<Inner>>,
+    request: Result<Json<PurposeRequest>, JsonRejection>,
+) -> ApiResult<Json<PurposeReply>> {
+    let (purpose, data, peer) = service.admit(uid, request, Operation::Decrypt)?;
+    let opened = match peer {
+        Some(peer) => service.key.ecdh_decrypt(&peer, &purpose, &data),
+        None => service.key.unseal(&purpose.context(), &STANDARD.encode(&*data)),
+    };
+    Ok(reply(&opened.map_err(refuse)?))
+}
+
+/// What the contexts of purposes begin with ([`Purpose::context`]).
+const PURPOSE: &str = "purpose:";
+
+/// A purpose, bytes, and the other side.
+type Admitted = (Purpose, Zeroizing<Vec<u8>>, Option<KeyId>);
+
+impl Inner {
+    /// What is asked for, if this user may ask for it.
+    fn admit(
+        &self,
+        uid: Option<u32>,
+        request: Result<Json<PurposeRequest>, JsonRejection>,
+        operation: Operation,
+    ) -> Result<Admitted, ApiError> {
+        let Json(request) = request?;
+        let purpose = purpose(&request.purpose)?;
+        grants::check(&self.grants, uid, ours(), &purpose, operation).inspect_err(|failure| {
+            tracing::warn!(?uid, purpose = purpose.as_str(), ?operation, error = %failure,
+                "a user without the right asked for the key");
+        })?;
+        Ok((purpose, decode(&request.data)?, request.peer))
+    }
+}
+
+fn purpose(text: &str) -> Result<Purpose, ApiError> {
+    text.parse().map_err(|e| ApiError::new(Code::BadRequest, e))
+}
+
+fn decode(text: &str) -> Result<Zeroizing<Vec<u8>>, ApiError> {
+    let bytes = STANDARD.decode(text).map(Zeroizing::new);
+    bytes.map_err(|_| ApiError::new(Code::BadRequest, "this is not base64"))
+}
+
+fn reply(bytes: &[u8]) -> Json<PurposeReply> {
+    Json(PurposeReply { data: STANDARD.encode(bytes) })
+}
+
+fn refuse(error: SealError) -> ApiError {
+    let code = match error {
+        SealError::Closed { .. } => Code::Unauthorised,
+        SealError::Form | SealError::TooLarge(_) | SealError::Key(_) => Code::BadRequest,
+    };
+    ApiError::new(code, error.to_string())
+}
+
+fn ours() -> u32 {
+    nix::unistd::geteuid().as_raw()
 }

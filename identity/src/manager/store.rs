@@ -1,195 +1,333 @@
-//! What the identity manager keeps on disk: the node's key, and what the ledger called it.
+//! Where the identity manager keeps the node's identity: a copy in its state folder, and one in every
+//! state pool.
 //!
 //! ```text
-//!   STATE/node.key            the key; made once
-//!   STATE/registration.json   written after the first registration
+//!   STATE/node.identity
+//!   POOL/rhizome-identity/node.identity      one per state pool
 //! ```
 //!
 //! A key is made only where there is no trace of an older one: a node that silently became another
-//! node would lose its deployments. A key that cannot be read is an error for a person to look at.
+//! node would lose its deployments. What cannot be read is for a person to look at.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rhizome_model::KeyId;
 use rhizome_model::api::Registered;
-use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
-use crate::{KeyError, SigningKey};
+pub use super::copies::IdentityError;
+use super::copies::{Copy, judge};
+use super::legacy;
+use super::record::{MAX_BYTES, Record, Secret};
+use crate::SigningKey;
 
-/// Why a node's identity cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum IdentityError {
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    #[error(
-        "the node's key {} is gone, but {} shows that there was one; restore the key, or remove the folder {} to make this a new node",
-        key.display(), trace.display(), folder.display()
-    )]
-    Lost { key: PathBuf, trace: PathBuf, folder: PathBuf },
-    #[error(
-        "{} was written for the key {registered}, but the node's key is {found}; restore the key that belongs to it",
-        trace.display()
-    )]
-    Exchanged { trace: PathBuf, registered: KeyId, found: KeyId },
-    #[error("{what} {}: {source}", path.display())]
-    State { what: &'static str, path: PathBuf, source: io::Error },
+const FILE: &str = "node.identity";
+const POOL_FOLDER: &str = "rhizome-identity";
+
+/// Keeps a secret so that only this machine can have it back: a TPM.
+pub trait Sealer: Send + Sync {
+    fn seal(&self, secret: &[u8]) -> Result<Vec<u8>, String>;
+    /// `Err` says why it does not open, in the rest of a sentence.
+    fn open(&self, blob: &[u8]) -> Result<Zeroizing<Vec<u8>>, String>;
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Record {
-    key: KeyId,
-    #[serde(flatten)]
-    registered: Registered,
-}
-
-#[derive(Debug)]
+/// The places of the copies, before anything is known about them.
+#[derive(Clone)]
 pub struct Store {
-    folder: PathBuf,
+    state: PathBuf,
+    pools: Vec<PathBuf>,
+    sealer: Option<Arc<dyn Sealer>>,
+}
+
+/// What is where, for people.
+pub type Places = Vec<(PathBuf, Copy)>;
+
+/// What a look into every place came to.
+pub enum Opened {
+    Known(Kept),
+    /// There is no trace of an identity.
+    Never(Store),
+}
+
+/// An identity that is open, and kept.
+pub struct Kept {
+    store: Store,
+    key: SigningKey,
+    record: Record,
 }
 
 impl Store {
-    pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned() }
+    pub fn new(state: &Path, pools: &[PathBuf], sealer: Option<Arc<dyn Sealer>>) -> Self {
+        Self { state: state.to_owned(), pools: pools.to_vec(), sealer }
     }
 
-    fn key_path(&self) -> PathBuf {
-        self.folder.join("node.key")
-    }
-
-    fn record_path(&self) -> PathBuf {
-        self.folder.join("registration.json")
-    }
-
-    /// The node's key, and its registration if there was one.
-    pub fn open(&self) -> Result<(SigningKey, Option<Registered>), IdentityError> {
-        let fail = |what, path: &Path| {
-            let path = path.to_owned();
-            move |source| IdentityError::State { what, path, source }
+    /// Looks into every place.
+    pub fn survey(&self) -> Places {
+        let own = self.state.join(FILE);
+        let first = match read(&own) {
+            Copy::Absent => legacy::read(&self.state),
+            found => found,
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.folder)
-            .map_err(fail("cannot make the folder", &self.folder))?;
-        let record_path = self.record_path();
-        let record = match std::fs::read(&record_path) {
-            Ok(bytes) => Some(bytes),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(fail("cannot read", &record_path)(e)),
+        let mut places = vec![(own, first)];
+        for pool in &self.pools {
+            let path = pool.join(POOL_FOLDER).join(FILE);
+            let copy = match mounted(pool) {
+                Ok(()) => read(&path),
+                Err(why) => Copy::Away(why),
+            };
+            places.push((path, copy));
+        }
+        places
+    }
+
+    /// The node's identity; none where there is no trace of one. Copies that are older, damaged or
+    /// missing are brought up to the newest.
+    pub fn open(self) -> Result<Opened, IdentityError> {
+        let mut places = self.survey();
+        let Some(at) = judge(&places)? else { return Ok(Opened::Never(self)) };
+        let path = places[at].0.clone();
+        let Copy::Valid(record) = std::mem::replace(&mut places[at].1, Copy::Absent) else {
+            return Err(IdentityError::Broken { path, why: "it was judged wrongly".into() });
         };
-        let key = match SigningKey::load(&self.key_path()) {
-            Ok(key) => key,
-            Err(KeyError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                if record.is_some() {
-                    let folder = self.folder.clone();
-                    return Err(IdentityError::Lost {
-                        key: self.key_path(),
-                        trace: record_path,
-                        folder,
-                    });
-                }
-                let key = SigningKey::generate()?;
-                key.save_new(&self.key_path())?;
-                key
+        let key = self.unlock(&path, &record)?;
+        let mut kept = Kept { store: self, key, record: *record };
+        if kept.store.sealer.is_some() && matches!(kept.record.secret, Secret::Plain(_)) {
+            tracing::info!("the node's key is sealed to the TPM from now on");
+            kept.change(|_| {})?;
+        }
+        kept.heal();
+        if matches!(read(&kept.store.state.join(FILE)), Copy::Valid(_)) {
+            legacy::retire(&kept.store.state);
+        }
+        Ok(Opened::Known(kept))
+    }
+
+    fn unlock(&self, path: &Path, record: &Record) -> Result<SigningKey, IdentityError> {
+        let blob = match &record.secret {
+            Secret::Plain(key) => return Ok(key.clone()),
+            Secret::Sealed(blob) => blob,
+        };
+        let closed = |why: String| IdentityError::Sealed { path: path.to_owned(), why };
+        let sealer = self.sealer.as_ref();
+        let sealer = sealer.ok_or_else(|| closed("this machine shows us none".into()))?;
+        let seed = sealer.open(blob).map_err(closed)?;
+        let key = std::str::from_utf8(&seed).ok().and_then(|s| SigningKey::from_hex_seed(s).ok());
+        key.filter(|key| key.key_id() == record.key)
+            .ok_or_else(|| closed("what it opens is not this node's key".into()))
+    }
+
+    /// Makes this key the node's identity. Only where there is none.
+    pub fn create(
+        self,
+        key: SigningKey,
+        serial_number: &str,
+        registered: Option<Registered>,
+    ) -> Result<Kept, IdentityError> {
+        let record = Record {
+            generation: 0,
+            key: key.key_id(),
+            serial_number: serial_number.to_owned(),
+            secret: Secret::Plain(key.clone()),
+            registered,
+        };
+        let mut kept = Kept { store: self, key, record };
+        kept.change(|_| {})?;
+        Ok(kept)
+    }
+
+    /// Moves away what cannot be used, so that a new identity can be made. What is good stays, and
+    /// is an error.
+    pub fn set_aside(&self) -> Result<(), IdentityError> {
+        for (path, copy) in self.survey() {
+            match copy {
+                Copy::Valid(record) => match self.unlock(&path, &record) {
+                    Ok(key) => return Err(IdentityError::Exists(key.key_id())),
+                    Err(_) => aside(&path)?,
+                },
+                Copy::Broken(_) if path.exists() => aside(&path)?,
+                Copy::Broken(_) => legacy::set_aside(&self.state)?,
+                Copy::Absent | Copy::Away(_) => {}
             }
-            Err(error) => return Err(error.into()),
-        };
-        Ok((key.clone(), self.registration(&key, record)?))
+        }
+        Ok(())
     }
 
-    fn registration(
-        &self,
-        key: &SigningKey,
-        record: Option<Vec<u8>>,
-    ) -> Result<Option<Registered>, IdentityError> {
-        let Some(bytes) = record else { return Ok(None) };
-        let trace = self.record_path();
-        match serde_json::from_slice::<Record>(&bytes) {
-            Ok(record) if record.key == key.key_id() => Ok(Some(record.registered)),
-            Ok(record) => {
-                let found = key.key_id();
-                Err(IdentityError::Exchanged { trace, registered: record.key, found })
-            }
-            Err(error) => {
-                // The key is there, so the ledger knows the rest.
-                tracing::warn!(path = %trace.display(), %error, "the registration is asked for again");
-                Ok(None)
+    fn protect(&self, key: &SigningKey) -> Result<Secret, IdentityError> {
+        let Some(sealer) = &self.sealer else { return Ok(Secret::Plain(key.clone())) };
+        let seed = key.to_hex_seed();
+        let blob = sealer.seal(seed.as_bytes()).map_err(IdentityError::Key)?;
+        // A seal that does not open would be found at the next start, with the key gone.
+        match sealer.open(&blob) {
+            Ok(opened) if *opened == seed.as_bytes() => Ok(Secret::Sealed(blob)),
+            Ok(_) => Err(IdentityError::Key("the TPM gave back something else".into())),
+            Err(why) => {
+                Err(IdentityError::Key(format!("what the TPM sealed does not open: {why}")))
             }
         }
     }
+}
+
+impl Kept {
+    pub fn key(&self) -> &SigningKey {
+        &self.key
+    }
+
+    pub fn key_id(&self) -> KeyId {
+        self.record.key
+    }
+
+    pub fn registered(&self) -> Option<Registered> {
+        self.record.registered
+    }
+
+    pub fn serial_number(&self) -> &str {
+        &self.record.serial_number
+    }
+
+    pub fn is_sealed(&self) -> bool {
+        matches!(self.record.secret, Secret::Sealed(_))
+    }
 
     /// Remembers what the ledger called this node.
-    pub fn save(&self, key: KeyId, registered: Registered) -> Result<(), IdentityError> {
-        let record = Record { key, registered };
-        let text = serde_json::to_string_pretty(&record).expect("ids have a JSON form");
-        let (path, draft) = (self.record_path(), self.folder.join("registration.draft"));
-        let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&draft)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&draft, &path)?;
-            File::open(&self.folder)?.sync_all()
-        };
-        write().map_err(|source| IdentityError::State { what: "cannot write", path, source })
+    pub fn save(&mut self, registered: Registered) -> Result<(), IdentityError> {
+        self.change(|record| record.registered = Some(registered))
     }
+
+    /// A new generation in every place that is there. One that took it is enough.
+    fn change(&mut self, what: impl FnOnce(&mut Record)) -> Result<(), IdentityError> {
+        let mut next = self.record.clone();
+        what(&mut next);
+        next.generation += 1;
+        if matches!(next.secret, Secret::Plain(_)) {
+            next.secret = self.store.protect(&self.key)?;
+        }
+        let bytes = next.encode();
+        let (mut written, mut failed) = (false, None);
+        for (path, copy) in self.store.survey() {
+            match copy {
+                Copy::Away(why) => {
+                    tracing::warn!(path = %path.display(), why, "a copy of the identity is out of sight");
+                }
+                Copy::Valid(_) | Copy::Absent | Copy::Broken(_) => match write(&path, &bytes) {
+                    Ok(()) => written = true,
+                    Err(error) => failed = Some((path, error)),
+                },
+            }
+        }
+        if !written && let Some((path, error)) = failed {
+            let why = error.to_string();
+            return Err(IdentityError::State { what: "cannot write", path, why });
+        }
+        if let Some((path, error)) = failed {
+            tracing::error!(path = %path.display(), %error, "a copy of the identity cannot be written");
+        }
+        self.record = next;
+        Ok(())
+    }
+
+    /// Brings every place up to what is known here. What every place is like afterwards.
+    pub fn heal(&self) -> Places {
+        let bytes = self.record.encode();
+        let mut places = self.store.survey();
+        for (path, copy) in &mut places {
+            let why = match copy {
+                Copy::Valid(record) if record.key != self.record.key => {
+                    tracing::error!(path = %path.display(), key = %record.key,
+                        "the identity of another node is here; remove it or its disk");
+                    continue;
+                }
+                // One that is newer was written by somebody else: it is not for us to undo.
+                Copy::Valid(record) if record.generation > self.record.generation => continue,
+                Copy::Valid(record) if *record.encode() == *bytes && path.exists() => continue,
+                Copy::Away(_) => continue,
+                Copy::Valid(_) => "older",
+                Copy::Absent => "missing",
+                Copy::Broken(why) => why.as_str(),
+            };
+            match write(path, &bytes) {
+                Ok(()) => {
+                    tracing::info!(path = %path.display(), why, "a copy of the identity was healed");
+                    *copy = Copy::Valid(Box::new(self.record.clone()));
+                }
+                Err(error) => {
+                    tracing::error!(path = %path.display(), why, %error,
+                        "a copy of the identity cannot be healed");
+                    *copy = Copy::Broken(error.to_string());
+                }
+            }
+        }
+        places
+    }
+}
+
+/// A state pool is a file system of its own: a folder that is left where one should be mounted must
+/// not be taken for it.
+fn mounted(pool: &Path) -> Result<(), String> {
+    let meta = std::fs::metadata(pool).map_err(|e| e.to_string())?;
+    let above = std::fs::metadata(pool.join("..")).map_err(|e| e.to_string())?;
+    if meta.dev() == above.dev() && meta.ino() != above.ino() {
+        return Err("nothing is mounted there".into());
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Copy {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Copy::Absent,
+        Err(e) => return Copy::Broken(e.to_string()),
+    };
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_BYTES as usize));
+    let read = file
+        .metadata()
+        .and_then(|meta| (&mut file).take(MAX_BYTES).read_to_end(&mut bytes).map(|_| meta));
+    let meta = match read {
+        Ok(meta) => meta,
+        Err(e) => return Copy::Broken(e.to_string()),
+    };
+    if meta.mode() & 0o077 != 0 {
+        return Copy::Broken(format!("others can read it; run: chmod 600 {}", path.display()));
+    }
+    if meta.uid() != nix::unistd::geteuid().as_raw() && meta.uid() != 0 {
+        return Copy::Broken(format!("it belongs to another user, uid {}", meta.uid()));
+    }
+    match Record::decode(&bytes) {
+        Ok(record) => Copy::Valid(Box::new(record)),
+        Err(why) => Copy::Broken(why.into()),
+    }
+}
+
+/// The copy appears whole and on disk, or the one before stays.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let draft = path.with_extension("draft");
+    match std::fs::remove_file(&draft) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&draft, path)?;
+    File::open(folder)?.sync_all()
+}
+
+/// Out of the way, never away.
+pub(super) fn aside(path: &Path) -> Result<(), IdentityError> {
+    let now = rhizome_service::clock::now_secs();
+    let to = path.with_extension(format!("replaced-{now}"));
+    tracing::warn!(from = %path.display(), to = %to.display(), "an identity is set aside");
+    std::fs::rename(path, &to).map_err(|e| IdentityError::State {
+        what: "cannot move away",
+        path: path.to_owned(),
+        why: e.to_string(),
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use rhizome_model::{AccountId, FarmId, NodeId};
-
-    use super::*;
-
-    const REGISTERED: Registered =
-        Registered { account: AccountId(3), farm: FarmId(2), node: NodeId(7) };
-
-    #[test]
-    fn a_key_is_made_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(&dir.path().join("identity"));
-        let (key, registered) = store.open().unwrap();
-        assert_eq!(registered, None);
-        assert_eq!(store.open().unwrap().0.key_id(), key.key_id());
-        store.save(key.key_id(), REGISTERED).unwrap();
-        assert_eq!(store.open().unwrap().1, Some(REGISTERED));
-    }
-
-    #[test]
-    fn no_key_is_made_while_there_is_a_trace_of_an_older_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(dir.path());
-        let (key, _) = store.open().unwrap();
-        store.save(key.key_id(), REGISTERED).unwrap();
-
-        std::fs::set_permissions(store.key_path(), PermissionsExt::from_mode(0o644)).unwrap();
-        assert!(matches!(store.open(), Err(IdentityError::Key(KeyError::Exposed { .. }))));
-        std::fs::set_permissions(store.key_path(), PermissionsExt::from_mode(0o600)).unwrap();
-        std::fs::write(store.key_path(), "").unwrap();
-        assert!(matches!(store.open(), Err(IdentityError::Key(KeyError::Malformed { .. }))));
-
-        std::fs::remove_file(store.key_path()).unwrap();
-        assert!(matches!(store.open(), Err(IdentityError::Lost { .. })));
-        std::fs::write(store.record_path(), "{").unwrap();
-        assert!(matches!(store.open(), Err(IdentityError::Lost { .. })));
-        assert!(!store.key_path().exists());
-    }
-
-    #[test]
-    fn a_key_of_another_node_is_noticed() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(dir.path());
-        store.open().unwrap();
-        store.save(SigningKey::generate().unwrap().key_id(), REGISTERED).unwrap();
-        assert!(matches!(store.open(), Err(IdentityError::Exchanged { .. })));
-    }
-}
+mod tests;

@@ -19,10 +19,16 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::{DEADLINE, Home, Ledger};
 
 fn facts() -> Facts {
+    facts_of("S1")
+}
+
+fn facts_of(serial: &str) -> Facts {
     Facts {
         resources: Resources { hru: 0, sru: 1 << 40, cru: 4, mru: 1 << 33 },
+        processor: "a processor".into(),
+        disks: vec![],
         interfaces: vec![Interface { name: "eth0".into(), mac: "aa".into(), ips: vec![] }],
-        serial_number: "S1".into(),
+        serial_number: serial.into(),
         secure_boot: false,
         virtualized: true,
     }
@@ -38,6 +44,11 @@ fn config(dir: &Path, ledger: &str) -> Config {
         location: Location::default(),
         // Facts are looked at whenever a report is due.
         uptime_interval: Duration::from_millis(50),
+        state_pools: vec![],
+        shared_socket: None,
+        grants: vec![],
+        traces: vec![],
+        new_identity: false,
     }
 }
 
@@ -54,7 +65,7 @@ impl Running {
     }
 
     fn start_with(config: Config, facts: FactsSource) -> Self {
-        let manager = Manager::open(config, facts).unwrap();
+        let manager = Manager::open(config, facts, None).unwrap();
         let (key, identity, stop) =
             (manager.key_id(), manager.identity(), CancellationToken::new());
         let task = tokio::spawn(manager.run(stop.clone()));
@@ -164,8 +175,14 @@ async fn changed_facts_reach_the_ledger() {
 async fn nodes_that_start_together_share_their_farm() {
     let ledger = Ledger::start().await;
     let dirs: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
-    let mut nodes: Vec<_> =
-        dirs.iter().map(|dir| Running::start(config(dir.path(), &ledger.base()))).collect();
+    let mut nodes: Vec<_> = dirs
+        .iter()
+        .enumerate()
+        .map(|(n, dir)| {
+            let facts: FactsSource = Arc::new(move || Ok(facts_of(&format!("S{n}"))));
+            Running::start_with(config(dir.path(), &ledger.base()), facts)
+        })
+        .collect();
     let mut farms = Vec::new();
     for node in &mut nodes {
         farms.push(node.until(|i| i.registered.is_some()).await.registered.unwrap().farm);
@@ -213,7 +230,8 @@ async fn secrets_are_opened_on_the_socket() {
     assert_eq!(mode & 0o777, 0o600);
     // A second manager does not take the place of one that lives.
     let second =
-        Manager::open(config(dir.path(), "http://127.0.0.1:1"), Arc::new(|| Ok(facts()))).unwrap();
+        Manager::open(config(dir.path(), "http://127.0.0.1:1"), Arc::new(|| Ok(facts())), None)
+            .unwrap();
     let failure = second.run(CancellationToken::new()).await.unwrap_err();
     assert_eq!(failure.code, Code::PortTaken);
     assert_eq!(client.get::<NodeIdentity>("/v1/identity").await.unwrap().key, node.key);

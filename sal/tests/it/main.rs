@@ -14,5 +14,6 @@ mod logs;
 mod machine;
 mod node;
 mod snapshots;
+mod tpm;
 mod volume;
 mod world;
