@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
+mod disks;
 mod kernel;
 mod system;
 
+pub use disks::{Disk, Mounted, tool};
 pub use kernel::{Kernel, processes_naming};
 pub use system::{Answer, System, binary, command, eventually};

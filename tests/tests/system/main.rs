@@ -5,6 +5,7 @@
 mod actions;
 mod chaos;
 mod demo;
+mod identity;
 mod image;
 mod lifecycle;
 mod plan;
