@@ -5,4 +5,5 @@
 
 mod dsse;
 mod keys;
+mod socket;
 mod ssh;
