@@ -102,15 +102,15 @@ impl App {
             verify(bytes, self.statements.as_ref(), &self.network, clock::now_secs()).await?;
         if let Document::Deployment(document) = &verified.document {
             for node in &document.placement.nodes {
-                self.check_node(*node).await?;
+                self.check_node(*node, document.account).await?;
             }
         }
         Ok(verified)
     }
 
-    async fn check_node(&self, node: NodeId) -> Result<(), Failure> {
-        if self.nodes.find(node).await?.is_some() {
-            return Ok(());
+    async fn check_node(&self, node: NodeId, account: AccountId) -> Result<(), Failure> {
+        if let Some(known) = self.nodes.find(node).await? {
+            return self.check_grant(node, known.farm, account).await;
         }
         let message =
             format!("there is no node {node}; `rhizome nodes` lists those that there are");

@@ -49,7 +49,7 @@ pub async fn events(
     headers: HeaderMap,
 ) -> ApiResult<Response> {
     let id = own(&caller, account, name)?;
-    if app.store.deployment(&id).await.map_err(Failure::from)?.is_none() {
+    if !app.store.has_deployment(&id).await.map_err(Failure::from)? {
         return Err(no_deployment(&id));
     }
     let text = |name| headers.get(name).and_then(|v: &http::HeaderValue| v.to_str().ok());

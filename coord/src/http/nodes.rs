@@ -4,8 +4,9 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use rhizome_model::api::{AccountView, NodeStatus, NodeView, PlacementReply, PlacementRequest};
-use rhizome_model::{Code, Failure, KeyId, NodeId};
-use rhizome_service::ApiResult;
+use rhizome_model::statement::Allowance;
+use rhizome_model::{AccountId, Code, Failure, FarmId, KeyId, NodeId};
+use rhizome_service::{ApiResult, clock};
 use serde::de::DeserializeOwned;
 
 use super::caller::{Caller, Signer};
@@ -54,10 +55,14 @@ pub async fn status(
 )]
 pub async fn place(
     State(app): State<App>,
-    _: Caller,
+    caller: Caller,
     Json(request): Json<PlacementRequest>,
 ) -> ApiResult<axum::Json<PlacementReply>> {
-    let nodes = rules::place(app.nodes.views().await?, request.count)?;
+    let mut nodes = app.nodes.views().await?;
+    for node in nodes.iter_mut().filter(|n| n.problem.is_none()) {
+        node.problem = app.closed_to(node.id, node.farm, caller.account.id).await;
+    }
+    let nodes = rules::place(nodes, request.count)?;
     Ok(axum::Json(PlacementReply { nodes }))
 }
 
@@ -80,6 +85,35 @@ pub async fn account(
 }
 
 impl App {
+    /// Why a node is not chosen for an account, by what the ledger has signed. What is not known
+    /// now is the node's to judge.
+    async fn closed_to(&self, node: NodeId, farm: FarmId, account: AccountId) -> Option<String> {
+        let approved = self.statements.node(node).await.ok().flatten().is_none_or(|n| n.approved);
+        if !approved {
+            return Some(format!("the owner of farm {farm} has not approved of it"));
+        }
+        self.check_grant(node, farm, account).await.err().map(|failure| failure.message)
+    }
+
+    /// Refuses what the node would refuse: its farm is closed to the account.
+    pub(super) async fn check_grant(
+        &self,
+        node: NodeId,
+        farm: FarmId,
+        account: AccountId,
+    ) -> Result<(), Failure> {
+        let known = self.statements.farm(farm).await.ok().flatten();
+        let allowance = known.map(|f| f.allowance(node, account, clock::now_secs()));
+        if allowance == Some(Allowance::Nothing) {
+            let message = format!(
+                "farm {farm} is closed, and account {account} has no grant for node {node}; its \
+                 owner can give one with `rhizome grant`"
+            );
+            return Err(Failure::new(Code::NotGranted, message));
+        }
+        Ok(())
+    }
+
     async fn ask_node<T: DeserializeOwned>(
         &self,
         id: NodeId,

@@ -4,7 +4,7 @@ use rhizome_model::api::AccountView;
 use rhizome_model::{AccountId, Failure, KeyId};
 use sqlx::sqlite::SqliteConnection;
 
-use super::{Result, Store, StoreError, count, number};
+use super::{Durability, Result, Store, StoreError, count, number};
 
 /// Lines that are kept; older ones go.
 const MAX_LINES: i64 = 100_000;
@@ -21,21 +21,14 @@ pub struct AuditEntry<'a> {
 
 impl Store {
     pub async fn audit(&self, entry: &AuditEntry<'_>) -> Result<()> {
-        write(&mut self.writers.lock().await.quick, entry).await
+        let line = Line::from(entry);
+        self.writer.write(Durability::Told, line, |conn, line| Box::pin(line.write(conn))).await
     }
 
     /// Remembers a key that the ledger named.
     pub async fn remember_account(&self, account: &AccountView) -> Result<()> {
-        let mut writers = self.writers.lock().await;
-        sqlx::query(
-            "INSERT INTO accounts (id, key) VALUES ($1, $2)
-             ON CONFLICT (id) DO UPDATE SET key = $2",
-        )
-        .bind(number(account.id.0))
-        .bind(account.key.to_string())
-        .execute(&mut writers.quick)
-        .await?;
-        Ok(())
+        let account = (number(account.id.0), account.key.to_string());
+        self.writer.write(Durability::Told, account, |conn, a| Box::pin(remember(conn, a))).await
     }
 
     /// The account of a key, as the ledger said it last.
@@ -49,22 +42,57 @@ impl Store {
     }
 }
 
-pub(super) async fn write(conn: &mut SqliteConnection, entry: &AuditEntry<'_>) -> Result<()> {
-    let code = entry.refusal.map_or("accepted".to_owned(), |f| f.code.to_string());
-    let keyids: Vec<_> = entry.keyids.iter().map(KeyId::to_string).collect();
+async fn remember(conn: &mut SqliteConnection, (id, key): &(i64, String)) -> Result<()> {
     sqlx::query(
-        "INSERT INTO audit (at, digest, keyids, account, code, message)
-         VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO accounts (id, key) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET key = $2",
     )
-    .bind(entry.at)
-    .bind(entry.digest)
-    .bind(keyids.join(" "))
-    .bind(entry.account.map(|a| number(a.0)))
-    .bind(code)
-    .bind(entry.refusal.map_or("", |f| f.message.as_str()))
+    .bind(id)
+    .bind(key)
     .execute(conn)
     .await?;
     Ok(())
+}
+
+/// An entry as it is stored.
+pub(super) struct Line {
+    at: i64,
+    digest: String,
+    keyids: String,
+    account: Option<i64>,
+    code: String,
+    message: String,
+}
+
+impl From<&AuditEntry<'_>> for Line {
+    fn from(entry: &AuditEntry<'_>) -> Self {
+        let keyids: Vec<_> = entry.keyids.iter().map(KeyId::to_string).collect();
+        Self {
+            at: entry.at,
+            digest: entry.digest.to_owned(),
+            keyids: keyids.join(" "),
+            account: entry.account.map(|a| number(a.0)),
+            code: entry.refusal.map_or("accepted".to_owned(), |f| f.code.to_string()),
+            message: entry.refusal.map_or_else(String::new, |f| f.message.clone()),
+        }
+    }
+}
+
+impl Line {
+    pub async fn write(&self, conn: &mut SqliteConnection) -> Result<()> {
+        sqlx::query(
+            "INSERT INTO audit (at, digest, keyids, account, code, message)
+             VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(self.at)
+        .bind(&self.digest)
+        .bind(&self.keyids)
+        .bind(self.account)
+        .bind(&self.code)
+        .bind(&self.message)
+        .execute(conn)
+        .await?;
+        Ok(())
+    }
 }
 
 pub(super) async fn trim(conn: &mut SqliteConnection) -> Result<()> {

@@ -9,7 +9,7 @@ use sqlx::QueryBuilder;
 use sqlx::sqlite::SqliteConnection;
 
 use super::task::{row, rows};
-use super::{ROWS, Result, Store, TaskKey, TaskRow, append, append_one, begin, key_of, number};
+use super::{Durability, ROWS, Result, Store, TaskRow, append, append_one, key_of, number};
 use crate::rules::moves;
 
 /// What a batch of a node's events changed.
@@ -30,12 +30,7 @@ impl Store {
 
     /// The node's stream begins anew.
     pub async fn forget_cursor(&self, node: NodeId) -> Result<()> {
-        let mut writers = self.writers.lock().await;
-        sqlx::query("DELETE FROM cursors WHERE node = $1")
-            .bind(number(node.0))
-            .execute(&mut writers.quick)
-            .await?;
-        Ok(())
+        self.writer.write(Durability::Told, node, |conn, node| Box::pin(forget(conn, *node))).await
     }
 
     /// Takes a node's events in their order, up to and with `place`. However many they are, they
@@ -46,79 +41,109 @@ impl Store {
         events: Vec<Event>,
         place: Option<&str>,
     ) -> Result<Mirrored> {
-        let mut mirrored = Mirrored::default();
-        let mut news: BTreeMap<DeploymentId, Vec<Event>> = BTreeMap::new();
-        let about: BTreeSet<_> = events.iter().map(|e| e.deployment.clone()).collect();
-        let mut writers = self.writers.lock().await;
-        let mut tx = begin(&mut writers.quick).await?;
-        let mut tasks: HashMap<_, _> = rows(&mut tx, node, &about)
-            .await?
-            .into_iter()
-            .map(|row| (row.key.deployment.clone(), Moving::from(row)))
-            .collect();
-        for mut event in events {
-            event.node = Some(node);
-            // A node speaks for its own tasks only.
-            let Some(task) = tasks.get_mut(&event.deployment) else { continue };
-            if !task.take(&event) {
-                continue;
-            }
-            if matches!(event.what, What::Phase { phase, .. } if phase.is_settled()) {
-                mirrored.settled.insert(event.deployment.clone());
-            }
-            news.entry(event.deployment.clone()).or_default().push(event);
-        }
-        let moved: Vec<_> = tasks.into_values().filter(|t| t.moved).collect();
-        write(&mut tx, &moved).await?;
-        append(&mut tx, &news).await?;
-        if let Some(place) = place {
-            sqlx::query(
-                "INSERT INTO cursors (node, place) VALUES ($1, $2)
-                 ON CONFLICT (node) DO UPDATE SET place = $2",
-            )
-            .bind(number(node.0))
-            .bind(place)
-            .execute(&mut *tx)
-            .await?;
-        }
-        tx.commit().await?;
-        drop(writers);
-        news.keys().for_each(|id| self.waker.wake(id));
+        let said = (node, events, place.map(str::to_owned));
+        let mirroring = self.writer.write(Durability::Told, said, |conn, (node, events, place)| {
+            Box::pin(mirror(conn, *node, events, place.as_deref()))
+        });
+        let (mirrored, news) = mirroring.await?;
+        news.iter().for_each(|id| self.waker.wake(id));
         Ok(mirrored)
     }
 
     /// The node answered a delete that it has nothing of the kind.
     pub async fn gone(&self, held: &TaskRow, event: Event) -> Result<bool> {
-        let same = |t: &TaskRow| t.envelope == held.envelope;
-        self.apply(&held.key, same, event).await
+        self.apply(held, |held, now| now.envelope == held.envelope, event).await
     }
 
     /// What a look at the node showed and no event told, if the task has not moved since.
     pub async fn found(&self, held: &TaskRow, event: Event) -> Result<bool> {
-        let same = |t: &TaskRow| t.updated_at == held.updated_at && t.phase == held.phase;
-        self.apply(&held.key, same, event).await
+        let same = |held: &TaskRow, now: &TaskRow| {
+            now.updated_at == held.updated_at && now.phase == held.phase
+        };
+        self.apply(held, same, event).await
     }
 
-    async fn apply(
-        &self,
-        key: &TaskKey,
-        same: impl Fn(&TaskRow) -> bool,
-        event: Event,
-    ) -> Result<bool> {
-        let mut writers = self.writers.lock().await;
-        let mut tx = begin(&mut writers.quick).await?;
-        let Some(task) = row(&mut tx, key).await?.filter(same) else { return Ok(false) };
-        let mut task = Moving::from(task);
-        if !task.take(&event) {
-            return Ok(false);
+    async fn apply(&self, held: &TaskRow, same: Same, event: Event) -> Result<bool> {
+        let id = event.deployment.clone();
+        let values = (held.clone(), same, event);
+        let applying = self.writer.write(Durability::Told, values, |conn, (held, same, event)| {
+            Box::pin(apply(conn, held, *same, event))
+        });
+        let applied = applying.await?;
+        if applied {
+            self.waker.wake(&id);
         }
-        write(&mut tx, &[task]).await?;
-        append_one(&mut tx, event).await?;
-        tx.commit().await?;
-        drop(writers);
-        self.waker.wake(&key.deployment);
-        Ok(true)
+        Ok(applied)
     }
+}
+
+/// Whether a task is still as it was.
+type Same = fn(&TaskRow, &TaskRow) -> bool;
+
+async fn forget(conn: &mut SqliteConnection, node: NodeId) -> Result<()> {
+    sqlx::query("DELETE FROM cursors WHERE node = $1").bind(number(node.0)).execute(conn).await?;
+    Ok(())
+}
+
+async fn apply(
+    conn: &mut SqliteConnection,
+    held: &TaskRow,
+    same: Same,
+    event: &Event,
+) -> Result<bool> {
+    let Some(task) = row(conn, &held.key).await?.filter(|now| same(held, now)) else {
+        return Ok(false);
+    };
+    let mut task = Moving::from(task);
+    if !task.take(event) {
+        return Ok(false);
+    }
+    write(conn, &[task]).await?;
+    append_one(conn, event.clone()).await?;
+    Ok(true)
+}
+
+/// What changed, and which deployments have news.
+async fn mirror(
+    conn: &mut SqliteConnection,
+    node: NodeId,
+    events: &[Event],
+    place: Option<&str>,
+) -> Result<(Mirrored, BTreeSet<DeploymentId>)> {
+    let mut mirrored = Mirrored::default();
+    let mut news: BTreeMap<DeploymentId, Vec<Event>> = BTreeMap::new();
+    let about: BTreeSet<_> = events.iter().map(|e| e.deployment.clone()).collect();
+    let mut tasks: HashMap<_, _> = rows(conn, node, &about)
+        .await?
+        .into_iter()
+        .map(|row| (row.key.deployment.clone(), Moving::from(row)))
+        .collect();
+    for event in events {
+        // A node speaks for its own tasks only.
+        let Some(task) = tasks.get_mut(&event.deployment) else { continue };
+        if !task.take(event) {
+            continue;
+        }
+        if matches!(event.what, What::Phase { phase, .. } if phase.is_settled()) {
+            mirrored.settled.insert(event.deployment.clone());
+        }
+        let event = Event { node: Some(node), ..event.clone() };
+        news.entry(event.deployment.clone()).or_default().push(event);
+    }
+    let moved: Vec<_> = tasks.into_values().filter(|t| t.moved).collect();
+    write(conn, &moved).await?;
+    append(conn, &news).await?;
+    if let Some(place) = place {
+        sqlx::query(
+            "INSERT INTO cursors (node, place) VALUES ($1, $2)
+             ON CONFLICT (node) DO UPDATE SET place = $2",
+        )
+        .bind(number(node.0))
+        .bind(place)
+        .execute(conn)
+        .await?;
+    }
+    Ok((mirrored, news.into_keys().collect()))
 }
 
 /// A task, and what events say of it.

@@ -1,15 +1,15 @@
 //! What coord knows, on disk. The only place that knows a table.
 //!
 //! ```text
-//!   submissions ─▶ full ────┐                          ┌─▶ readers
-//!                           ├─ one lock ─▶ SQLite, WAL ─┤
-//!   nodes' events ─▶ quick ─┘                          └─▶ wake: who follows a deployment
+//!   submissions ───┐                         ┌─▶ readers
+//!                  ├─ writer ─▶ SQLite, WAL ─┤
+//!   nodes' events ─┘                         └─▶ wake: who follows a deployment
 //! ```
 //!
 //! - What a user was told is on disk (`synchronous=FULL`). What a node told us is kept by
 //!   `synchronous=NORMAL`: it survives our death, and after a power cut the node tells it again,
 //!   because the cursor lies in the same transaction.
-//! - Writers stand in line here and not in SQLite, whose own waiting is by sleeping.
+//! - There is one writer: what piles up during a commit goes into the next (`writer`).
 //! - Events of a deployment are numbered without gaps, in the order of their commits.
 
 mod audit;
@@ -19,6 +19,7 @@ mod rows;
 mod submit;
 mod task;
 mod wake;
+mod writer;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -29,18 +30,20 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Connection, QueryBuilder};
-use tokio::sync::Mutex;
+use sqlx::{ConnectOptions, QueryBuilder};
 
 pub use audit::AuditEntry;
 pub use rows::TaskRow;
 pub use task::Order;
 pub use wake::Waker;
+use writer::{Durability, Writer};
 
 /// Events kept of one deployment; older ones go.
 pub const MAX_EVENTS: i64 = 10_000;
 /// The oldest events are removed every so many, not one by one.
 const TRIM_EVERY: i64 = 256;
+/// A page that is written often goes into the database once per so many.
+const CHECKPOINT_PAGES: &str = "8000";
 /// Rows of one statement.
 const ROWS: usize = 256;
 const READERS: u32 = 4;
@@ -73,38 +76,30 @@ pub struct TaskKey {
 }
 
 pub struct Store {
-    writers: Mutex<Writers>,
+    writer: Writer,
     readers: SqlitePool,
     waker: Waker,
-}
-
-struct Writers {
-    full: SqliteConnection,
-    quick: SqliteConnection,
 }
 
 impl Store {
     /// Opens the database, or makes it.
     pub async fn open(path: &Path) -> Result<Self> {
-        let options = |synchronous| {
-            SqliteConnectOptions::new()
-                .filename(path)
-                .create_if_missing(true)
-                .journal_mode(SqliteJournalMode::Wal)
-                .synchronous(synchronous)
-                .busy_timeout(BUSY_TIMEOUT)
-        };
-        let mut full = options(SqliteSynchronous::Full).connect().await?;
-        sqlx::migrate!("./migrations").run_direct(None, &mut full, false).await?;
-        let quick = options(SqliteSynchronous::Normal).connect().await?;
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
+            .busy_timeout(BUSY_TIMEOUT);
+        let mut connection = options.connect().await?;
+        sqlx::migrate!("./migrations").run_direct(None, &mut connection, false).await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             // They are files of our own: nothing ends them behind our back.
             .test_before_acquire(false)
-            .connect_with(options(SqliteSynchronous::Normal).read_only(true))
+            .connect_with(options.read_only(true))
             .await?;
-        let writers = Mutex::new(Writers { full, quick });
-        Ok(Self { writers, readers, waker: Waker::default() })
+        Ok(Self { writer: Writer::new(connection), readers, waker: Waker::default() })
     }
 
     /// Told whenever the deployment has new events.
@@ -114,13 +109,16 @@ impl Store {
 
     /// Forgets what no longer matters: nonces of expired envelopes, old lines of the audit log.
     pub async fn tidy(&self, now_ms: i64) -> Result<()> {
-        let mut writers = self.writers.lock().await;
-        sqlx::query("DELETE FROM nonces WHERE expires_at < $1")
-            .bind(now_ms)
-            .execute(&mut writers.quick)
-            .await?;
-        audit::trim(&mut writers.quick).await
+        self.writer.write(Durability::Told, now_ms, |conn, now| Box::pin(tidy(conn, *now))).await
     }
+}
+
+async fn tidy(conn: &mut SqliteConnection, now_ms: i64) -> Result<()> {
+    sqlx::query("DELETE FROM nonces WHERE expires_at < $1")
+        .bind(now_ms)
+        .execute(&mut *conn)
+        .await?;
+    audit::trim(conn).await
 }
 
 /// Adds events to the logs of their deployments, each of which is one.
@@ -208,11 +206,6 @@ async fn trim(
         .execute(conn)
         .await?;
     Ok(())
-}
-
-async fn begin(conn: &mut SqliteConnection) -> Result<sqlx::SqliteTransaction<'_>> {
-    // At once for writing: a transaction that reads first and then wants to write can fail.
-    Ok(conn.begin_with("BEGIN IMMEDIATE").await?)
 }
 
 fn key_of(id: &DeploymentId) -> (i64, &str) {

@@ -6,7 +6,6 @@ use rhizome_model::api::DeploymentView;
 use rhizome_model::{AccountId, DeploymentId, NodeId, Phase, Version};
 
 use super::rows::{RawTask, deployment_id};
-use super::submit::tasks_of;
 use super::{Result, Store, TaskRow, count, key_of, number};
 
 /// Deployments that one answer lists.
@@ -20,21 +19,48 @@ pub struct EventPage {
     pub trimmed: bool,
 }
 
+#[derive(sqlx::FromRow)]
+struct OfDeployment {
+    newest: i64,
+    submitted_at: i64,
+    changed_at: i64,
+    #[sqlx(flatten)]
+    task: RawTask,
+}
+
 impl Store {
     pub async fn deployment(&self, id: &DeploymentId) -> Result<Option<DeploymentView>> {
         let (account, name) = key_of(id);
-        let mut conn = self.readers.acquire().await?;
-        let row: Option<(i64, i64, i64)> = sqlx::query_as(
-            "SELECT version, submitted_at, updated_at FROM deployments
-             WHERE account = $1 AND name = $2",
+        let rows: Vec<OfDeployment> = sqlx::query_as(
+            "SELECT deployments.version AS newest, submitted_at,
+               deployments.updated_at AS changed_at, tasks.*
+             FROM deployments
+             JOIN tasks ON tasks.account = deployments.account AND tasks.name = deployments.name
+             WHERE deployments.account = $1 AND deployments.name = $2 ORDER BY node",
         )
         .bind(account)
         .bind(name)
-        .fetch_optional(&mut *conn)
+        .fetch_all(&self.readers)
         .await?;
-        let Some((version, submitted_at, updated_at)) = row else { return Ok(None) };
-        let tasks = tasks_of(&mut conn, id).await?;
-        Ok(Some(view(id.clone(), version, submitted_at, updated_at, &tasks)))
+        // Each deployment has a task from its first version on.
+        let Some(OfDeployment { newest, submitted_at, changed_at, .. }) = rows.first() else {
+            return Ok(None);
+        };
+        let (newest, submitted_at, changed_at) = (*newest, *submitted_at, *changed_at);
+        let tasks: Vec<_> =
+            rows.into_iter().map(|row| row.task.try_into()).collect::<Result<_>>()?;
+        Ok(Some(view(id.clone(), newest, submitted_at, changed_at, &tasks)))
+    }
+
+    pub async fn has_deployment(&self, id: &DeploymentId) -> Result<bool> {
+        let (account, name) = key_of(id);
+        let found: Option<i64> =
+            sqlx::query_scalar("SELECT version FROM deployments WHERE account = $1 AND name = $2")
+                .bind(account)
+                .bind(name)
+                .fetch_optional(&self.readers)
+                .await?;
+        Ok(found.is_some())
     }
 
     /// The account's deployments by name; those that are deleted only if asked for.

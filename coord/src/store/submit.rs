@@ -7,10 +7,10 @@ use rhizome_model::{
 };
 use sqlx::sqlite::SqliteConnection;
 
+use super::audit::Line;
 use super::rows::RawTask;
 use super::{
-    AuditEntry, Result, Store, StoreError, TaskRow, audit, begin, count, key_of, number, trim,
-    write_lines,
+    AuditEntry, Durability, Result, Store, TaskRow, count, key_of, number, trim, write_lines,
 };
 use crate::rules::{self, Current, CurrentTask, admit};
 
@@ -25,69 +25,134 @@ impl Store {
         bytes: &[u8],
         now_ms: i64,
     ) -> Result<Submitted, Failure> {
-        let document = &verified.document;
-        let id = document.deployment_id();
-        if i64::try_from(document.version().0).is_err() {
+        if i64::try_from(verified.document.version().0).is_err() {
             return Err(Failure::new(Code::InvalidDocument, "version: the number is too large"));
         }
-        let mut writers = self.writers.lock().await;
-        let mut tx = begin(&mut writers.full).await?;
-        use_nonce(&mut tx, document, now_ms).await?;
-        let (version, tasks) = newest(&mut tx, &id).await?;
-        let current = version.map(|version| Current {
-            version,
-            tasks: tasks
-                .iter()
-                .map(|t| CurrentTask { node: t.key.node, phase: t.phase, holds: t.holds })
-                .collect(),
-        });
-        admit(document, current.as_ref())?;
-        let number = write_deployment(&mut tx, &id, document, now_ms).await?;
-        write_envelope(&mut tx, &id, verified, bytes, now_ms).await?;
-        let (phase, nodes) = match document {
-            Document::Deployment(d) => {
-                let nodes = d.placement.nodes.clone();
-                supersede(&mut tx, &id, &tasks, &nodes, d.version, &verified.digest, now_ms)
-                    .await?;
-                (Phase::Pending, nodes)
-            }
-            Document::Delete(_) => {
-                let nodes = delete(&mut tx, &id, &tasks, &verified.digest, now_ms).await?;
-                (Phase::Deleting, nodes)
-            }
-            Document::Operation(_) => return Err(rules::no_operation()),
-        };
-        let what = What::Phase { phase, failure: None, outputs: None };
-        let version = document.version();
-        let event = Event { at: now_ms, deployment: id.clone(), version, node: None, what };
-        let body = serde_json::to_string(&event).map_err(StoreError::Json)?;
-        write_lines(&mut tx, &[(&id, number, body)]).await?;
-        trim(&mut tx, &id, number, 1).await?;
-        let entry = AuditEntry {
-            at: now_ms,
-            digest: &verified.digest,
-            keyids: &verified.signers,
-            account: Some(id.account),
-            refusal: None,
-        };
-        audit::write(&mut tx, &entry).await?;
-        tx.commit().await.map_err(StoreError::Sql)?;
-        drop(writers);
-        self.waker.wake(&id);
-        Ok(Submitted { deployment: id, version, phase, nodes, after: count(number - 1) })
+        let values = (verified.clone(), bytes.to_owned(), now_ms);
+        let taking =
+            self.writer.write(Durability::Promised, values, |conn, (verified, bytes, now)| {
+                Box::pin(submit(conn, verified, bytes, *now))
+            });
+        let submitted = taking.await??;
+        self.waker.wake(&submitted.deployment);
+        Ok(submitted)
     }
 }
 
-async fn use_nonce(
+/// Refuses before it writes anything.
+async fn submit(
+    conn: &mut SqliteConnection,
+    verified: &Verified,
+    bytes: &[u8],
+    now_ms: i64,
+) -> Result<Result<Submitted, Failure>> {
+    let document = &verified.document;
+    let id = document.deployment_id();
+    if let Some(replayed) = used_nonce(conn, document, now_ms).await? {
+        return Ok(Err(replayed));
+    }
+    let (version, tasks) = newest(conn, &id).await?;
+    let current = version.map(|version| Current {
+        version,
+        tasks: tasks
+            .iter()
+            .map(|t| CurrentTask { node: t.key.node, phase: t.phase, holds: t.holds })
+            .collect(),
+    });
+    let phases = admit(document, current.as_ref()).and_then(|()| phases(document, &tasks));
+    let (phase, phases) = match phases {
+        Ok(phases) => phases,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    note_nonce(conn, document, now_ms).await?;
+    let number = write_deployment(conn, &id, document, now_ms).await?;
+    write_envelope(conn, &id, verified, bytes, now_ms).await?;
+    match document {
+        Document::Deployment(d) => {
+            supersede(conn, &id, &tasks, &phases, d.version, &verified.digest, now_ms).await?;
+        }
+        Document::Delete(_) | Document::Operation(_) => {
+            delete(conn, &id, &phases, &verified.digest, now_ms).await?;
+        }
+    }
+    let what = What::Phase { phase, failure: None, outputs: None };
+    let version = document.version();
+    let event = Event { at: now_ms, deployment: id.clone(), version, node: None, what };
+    write_lines(conn, &[(&id, number, serde_json::to_string(&event)?)]).await?;
+    trim(conn, &id, number, 1).await?;
+    let entry = AuditEntry {
+        at: now_ms,
+        digest: &verified.digest,
+        keyids: &verified.signers,
+        account: Some(id.account),
+        refusal: None,
+    };
+    Line::from(&entry).write(conn).await?;
+    let nodes = phases.into_iter().map(|(node, _)| node).collect();
+    Ok(Ok(Submitted { deployment: id, version, phase, nodes, after: count(number - 1) }))
+}
+
+/// What the deployment becomes, and its task on each node that has something to do.
+type Phases = (Phase, Vec<(NodeId, Phase)>);
+
+fn phases(document: &Document, tasks: &[TaskRow]) -> Result<Phases, Failure> {
+    let step = |task: &TaskRow, step: Move| {
+        task.phase.step(step).map_err(|e| Failure::new(Code::Conflict, e.to_string()))
+    };
+    match document {
+        Document::Deployment(d) => {
+            let phase = |node: &NodeId| {
+                let task = tasks.iter().find(|t| t.key.node == *node);
+                let phase = task.map_or(Ok(Phase::Pending), |t| step(t, Move::Supersede));
+                phase.map(|phase| (*node, phase))
+            };
+            Ok((Phase::Pending, d.placement.nodes.iter().map(phase).collect::<Result<_, _>>()?))
+        }
+        Document::Delete(_) => {
+            let phase = |task: &TaskRow| {
+                // A second delete takes the place of one that its node refused, or that has expired.
+                if task.phase != Phase::Deleting {
+                    step(task, Move::Delete)?;
+                }
+                Ok((task.key.node, Phase::Deleting))
+            };
+            let alive = tasks.iter().filter(|t| t.phase != Phase::Deleted);
+            Ok((Phase::Deleting, alive.map(phase).collect::<Result<_, Failure>>()?))
+        }
+        Document::Operation(_) => Err(rules::no_operation()),
+    }
+}
+
+/// The refusal of an envelope that was here before.
+async fn used_nonce(
     conn: &mut SqliteConnection,
     document: &Document,
     now_ms: i64,
-) -> Result<(), Failure> {
+) -> Result<Option<Failure>> {
+    let account = number(document.deployment_id().account.0);
+    let used: Option<(String, i64, i64)> = sqlx::query_as(
+        "SELECT name, version, accepted_at FROM nonces WHERE account = $1 AND nonce = $2",
+    )
+    .bind(account)
+    .bind(document.nonce())
+    .fetch_optional(conn)
+    .await?;
+    Ok(used.map(|(name, version, at)| {
+        let ago = now_ms.saturating_sub(at) / 1000;
+        let message = format!(
+            "the nonce was used {ago} s ago for version {version} of {account}/{name}; \
+             sign a new envelope with a new nonce"
+        );
+        Failure::new(Code::Replayed, message)
+    }))
+}
+
+async fn note_nonce(conn: &mut SqliteConnection, document: &Document, now_ms: i64) -> Result<()> {
     let id = document.deployment_id();
     let (account, name) = key_of(&id);
-    let noted = sqlx::query(
+    sqlx::query(
         "INSERT INTO nonces (account, nonce, name, version, accepted_at, expires_at)
-         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (account, nonce) DO NOTHING",
+         VALUES ($1, $2, $3, $4, $5, $6)",
     )
     .bind(account)
     .bind(document.nonce())
@@ -95,26 +160,9 @@ async fn use_nonce(
     .bind(number(document.version().0))
     .bind(now_ms)
     .bind(document.window().expires.saturating_add(1).saturating_mul(1000))
-    .execute(&mut *conn)
-    .await
-    .map_err(StoreError::Sql)?;
-    if noted.rows_affected() == 1 {
-        return Ok(());
-    }
-    let (name, version, at): (String, i64, i64) = sqlx::query_as(
-        "SELECT name, version, accepted_at FROM nonces WHERE account = $1 AND nonce = $2",
-    )
-    .bind(account)
-    .bind(document.nonce())
-    .fetch_one(&mut *conn)
-    .await
-    .map_err(StoreError::Sql)?;
-    let ago = now_ms.saturating_sub(at) / 1000;
-    let message = format!(
-        "the nonce was used {ago} s ago for version {version} of {account}/{name}; \
-         sign a new envelope with a new nonce"
-    );
-    Err(Failure::new(Code::Replayed, message))
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 #[derive(sqlx::FromRow)]
@@ -143,20 +191,6 @@ async fn newest(
     let newest = rows.first().map(|row| Version(count(row.newest)));
     let tasks: Result<_> = rows.into_iter().map(|row| row.task.try_into()).collect();
     Ok((newest, tasks?))
-}
-
-pub(super) async fn tasks_of(
-    conn: &mut SqliteConnection,
-    id: &DeploymentId,
-) -> Result<Vec<TaskRow>> {
-    let (account, name) = key_of(id);
-    let raw: Vec<RawTask> =
-        sqlx::query_as("SELECT * FROM tasks WHERE account = $1 AND name = $2 ORDER BY node")
-            .bind(account)
-            .bind(name)
-            .fetch_all(conn)
-            .await?;
-    raw.into_iter().map(TaskRow::try_from).collect()
 }
 
 /// The number of the event of this submission.
@@ -231,26 +265,21 @@ async fn supersede(
     conn: &mut SqliteConnection,
     id: &DeploymentId,
     tasks: &[TaskRow],
-    nodes: &[NodeId],
+    phases: &[(NodeId, Phase)],
     version: Version,
     digest: &str,
     now_ms: i64,
-) -> Result<(), Failure> {
+) -> Result<()> {
     let (account, name) = key_of(id);
-    for task in tasks.iter().filter(|t| !nodes.contains(&t.key.node)) {
+    for task in tasks.iter().filter(|t| phases.iter().all(|(node, _)| *node != t.key.node)) {
         sqlx::query("DELETE FROM tasks WHERE account = $1 AND name = $2 AND node = $3")
             .bind(account)
             .bind(name)
             .bind(number(task.key.node.0))
             .execute(&mut *conn)
-            .await
-            .map_err(StoreError::Sql)?;
+            .await?;
     }
-    for node in nodes {
-        let phase = match tasks.iter().find(|t| t.key.node == *node) {
-            Some(task) => step(task, Move::Supersede)?,
-            None => Phase::Pending,
-        };
+    for (node, phase) in phases {
         sqlx::query(
             "INSERT INTO tasks
                (account, name, node, version, phase, envelope, delivered, holds, updated_at)
@@ -267,27 +296,21 @@ async fn supersede(
         .bind(digest)
         .bind(now_ms)
         .execute(&mut *conn)
-        .await
-        .map_err(StoreError::Sql)?;
+        .await?;
     }
     Ok(())
 }
 
-/// The nodes that have to delete it.
+/// The tasks of these nodes are to be deleted there.
 async fn delete(
     conn: &mut SqliteConnection,
     id: &DeploymentId,
-    tasks: &[TaskRow],
+    phases: &[(NodeId, Phase)],
     digest: &str,
     now_ms: i64,
-) -> Result<Vec<NodeId>, Failure> {
+) -> Result<()> {
     let (account, name) = key_of(id);
-    let mut nodes = Vec::new();
-    for task in tasks.iter().filter(|t| t.phase != Phase::Deleted) {
-        // A second delete takes the place of one that its node refused, or that has expired.
-        if task.phase != Phase::Deleting {
-            step(task, Move::Delete)?;
-        }
+    for (node, phase) in phases {
         sqlx::query(
             "UPDATE tasks SET phase = $4, envelope = $5, delivered = FALSE, failure = NULL,
                waiting_for = NULL, updated_at = $6
@@ -295,18 +318,12 @@ async fn delete(
         )
         .bind(account)
         .bind(name)
-        .bind(number(task.key.node.0))
-        .bind(Phase::Deleting.to_string())
+        .bind(number(node.0))
+        .bind(phase.to_string())
         .bind(digest)
         .bind(now_ms)
         .execute(&mut *conn)
-        .await
-        .map_err(StoreError::Sql)?;
-        nodes.push(task.key.node);
+        .await?;
     }
-    Ok(nodes)
-}
-
-fn step(task: &TaskRow, step: Move) -> Result<Phase, Failure> {
-    task.phase.step(step).map_err(|e| Failure::new(Code::Conflict, e.to_string()))
+    Ok(())
 }

@@ -8,7 +8,7 @@ use sqlx::QueryBuilder;
 use sqlx::sqlite::SqliteConnection;
 
 use super::rows::{RawTask, deployment_id, seen_view};
-use super::{ROWS, Result, Store, TaskKey, TaskRow, append_one, begin, count, key_of, number};
+use super::{Durability, ROWS, Result, Store, TaskKey, TaskRow, append_one, count, key_of, number};
 
 /// What a node shall be sent.
 #[derive(Debug, Clone)]
@@ -66,20 +66,11 @@ impl Store {
 
     /// The node answered that it has the envelope. Its events say what becomes of it.
     pub async fn delivered(&self, key: &TaskKey, digest: &str, view: &TaskView) -> Result<()> {
-        let (account, name) = key_of(&key.deployment);
-        let mut writers = self.writers.lock().await;
-        sqlx::query(
-            "UPDATE tasks SET delivered = TRUE, holds = TRUE, waiting_for = NULL, view = $5
-             WHERE account = $1 AND name = $2 AND node = $3 AND envelope = $4",
-        )
-        .bind(account)
-        .bind(name)
-        .bind(number(key.node.0))
-        .bind(digest)
-        .bind(seen_view(view)?)
-        .execute(&mut writers.quick)
-        .await?;
-        Ok(())
+        let values = (key.clone(), digest.to_owned(), seen_view(view)?);
+        let noting = self.writer.write(Durability::Told, values, |conn, (key, digest, view)| {
+            Box::pin(delivered(conn, key, digest, view))
+        });
+        noting.await
     }
 
     /// The node said no, once and for all.
@@ -90,59 +81,17 @@ impl Store {
         failure: &Failure,
         now_ms: i64,
     ) -> Result<()> {
-        let mut writers = self.writers.lock().await;
-        let mut tx = begin(&mut writers.quick).await?;
-        let Some(task) = row(&mut tx, key).await?.filter(|t| t.envelope == digest) else {
-            return Ok(());
-        };
-        let (account, name) = key_of(&key.deployment);
-        let (phase, waiting) = match task.phase {
-            // A delete that its node refuses stays owed: it waits for a newly signed one.
-            Phase::Deleting => {
-                let reason =
-                    format!("node {} refuses to delete it: {failure}; delete it again", key.node);
-                (Phase::Deleting, Some(reason))
-            }
-            phase => match phase.step(Move::Refuse) {
-                Ok(refused) => (refused, None),
-                // It had taken it before: what is true of the task, its events say.
-                Err(_) => {
-                    sqlx::query(
-                        "UPDATE tasks SET delivered = TRUE, waiting_for = NULL
-                         WHERE account = $1 AND name = $2 AND node = $3",
-                    )
-                    .bind(account)
-                    .bind(name)
-                    .bind(number(key.node.0))
-                    .execute(&mut *tx)
-                    .await?;
-                    return Ok(tx.commit().await?);
-                }
-            },
-        };
-        sqlx::query(
-            "UPDATE tasks SET delivered = TRUE, phase = $4, failure = $5, waiting_for = $6,
-               updated_at = $7
-             WHERE account = $1 AND name = $2 AND node = $3",
-        )
-        .bind(account)
-        .bind(name)
-        .bind(number(key.node.0))
-        .bind(phase.to_string())
-        .bind(serde_json::to_string(failure)?)
-        .bind(waiting)
-        .bind(now_ms)
-        .execute(&mut *tx)
-        .await?;
-        let what = What::Phase { phase, failure: Some(failure.clone()), outputs: None };
-        append_one(&mut tx, event(&task, Some(key.node), now_ms, what)).await?;
-        tx.commit().await?;
-        drop(writers);
+        let values = (key.clone(), digest.to_owned(), failure.clone(), now_ms);
+        let refusing =
+            self.writer.write(Durability::Told, values, |conn, (key, digest, failure, now)| {
+                Box::pin(refused(conn, key, digest, failure, *now))
+            });
+        refusing.await?;
         self.waker.wake(&key.deployment);
         Ok(())
     }
 
-    /// Why a task does not move; with `event` those who follow it are told too.
+    /// Why a task does not move; with `told` those who follow it are told too.
     pub async fn waiting(
         &self,
         task: &TaskRow,
@@ -150,26 +99,13 @@ impl Store {
         told: Option<What>,
         now_ms: i64,
     ) -> Result<()> {
-        let (account, name) = key_of(&task.key.deployment);
-        let mut writers = self.writers.lock().await;
-        let mut tx = begin(&mut writers.quick).await?;
-        sqlx::query(
-            "UPDATE tasks SET waiting_for = $5
-             WHERE account = $1 AND name = $2 AND node = $3 AND envelope = $4 AND NOT delivered",
-        )
-        .bind(account)
-        .bind(name)
-        .bind(number(task.key.node.0))
-        .bind(&task.envelope)
-        .bind(reason)
-        .execute(&mut *tx)
-        .await?;
         let wake = told.is_some();
-        if let Some(what) = told {
-            append_one(&mut tx, event(task, None, now_ms, what)).await?;
-        }
-        tx.commit().await?;
-        drop(writers);
+        let told = told.map(|what| event(task, None, now_ms, what));
+        let values = (task.clone(), reason.to_owned(), told);
+        let noting = self.writer.write(Durability::Told, values, |conn, (task, reason, told)| {
+            Box::pin(waiting(conn, task, reason, told.as_ref()))
+        });
+        noting.await?;
         if wake {
             self.waker.wake(&task.key.deployment);
         }
@@ -178,57 +114,169 @@ impl Store {
 
     /// The node does not know what it had: it is to be sent again. Says whether that is so still.
     pub async fn lost(&self, held: &TaskRow, now_ms: i64) -> Result<bool> {
-        let key = &held.key;
-        let mut writers = self.writers.lock().await;
-        let mut tx = begin(&mut writers.quick).await?;
-        let unchanged = |t: &TaskRow| t.updated_at == held.updated_at && t.delivered;
-        let Some(task) = row(&mut tx, key).await?.filter(unchanged) else { return Ok(false) };
-        // What was ready begins anew; what was under way is still under way.
-        let phase = match task.phase {
-            Phase::Ready => task.phase.step(Move::Supersede).unwrap_or(task.phase),
-            other => other,
-        };
-        let (account, name) = key_of(&key.deployment);
-        sqlx::query(
-            "UPDATE tasks SET delivered = FALSE, phase = $4, view = NULL, updated_at = $5
-             WHERE account = $1 AND name = $2 AND node = $3",
-        )
-        .bind(account)
-        .bind(name)
-        .bind(number(key.node.0))
-        .bind(phase.to_string())
-        .bind(now_ms)
-        .execute(&mut *tx)
-        .await?;
-        let what = What::Retrying {
-            what: format!("sending it to node {}", key.node),
-            cause: "the node does not know it any more".into(),
-            in_ms: 0,
-        };
-        append_one(&mut tx, event(&task, None, now_ms, what)).await?;
-        if phase != task.phase {
-            let what = What::Phase { phase, failure: None, outputs: None };
-            append_one(&mut tx, event(&task, None, now_ms, what)).await?;
+        let values = (held.clone(), now_ms);
+        let losing = self
+            .writer
+            .write(Durability::Told, values, |conn, (held, now)| Box::pin(lost(conn, held, *now)));
+        let lost = losing.await?;
+        if lost {
+            self.waker.wake(&held.key.deployment);
         }
-        tx.commit().await?;
-        drop(writers);
-        self.waker.wake(&key.deployment);
-        Ok(true)
+        Ok(lost)
     }
 
     /// Keeps how the node shows a task.
     pub async fn seen(&self, view: &TaskView) -> Result<()> {
-        let (account, name) = key_of(&view.deployment);
-        let mut writers = self.writers.lock().await;
-        sqlx::query("UPDATE tasks SET view = $4 WHERE account = $1 AND name = $2 AND node = $3")
-            .bind(account)
-            .bind(name)
-            .bind(number(view.node.0))
-            .bind(seen_view(view)?)
-            .execute(&mut writers.quick)
-            .await?;
-        Ok(())
+        let key = TaskKey { deployment: view.deployment.clone(), node: view.node };
+        let values = (key, seen_view(view)?);
+        self.writer
+            .write(Durability::Told, values, |conn, (key, view)| Box::pin(seen(conn, key, view)))
+            .await
     }
+}
+
+async fn delivered(
+    conn: &mut SqliteConnection,
+    key: &TaskKey,
+    digest: &str,
+    view: &str,
+) -> Result<()> {
+    let (account, name) = key_of(&key.deployment);
+    sqlx::query(
+        "UPDATE tasks SET delivered = TRUE, holds = TRUE, waiting_for = NULL, view = $5
+         WHERE account = $1 AND name = $2 AND node = $3 AND envelope = $4",
+    )
+    .bind(account)
+    .bind(name)
+    .bind(number(key.node.0))
+    .bind(digest)
+    .bind(view)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+async fn refused(
+    conn: &mut SqliteConnection,
+    key: &TaskKey,
+    digest: &str,
+    failure: &Failure,
+    now_ms: i64,
+) -> Result<()> {
+    let Some(task) = row(conn, key).await?.filter(|t| t.envelope == digest) else {
+        return Ok(());
+    };
+    let (account, name) = key_of(&key.deployment);
+    let (phase, waiting) = match task.phase {
+        // A delete that its node refuses stays owed: it waits for a newly signed one.
+        Phase::Deleting => {
+            let reason =
+                format!("node {} refuses to delete it: {failure}; delete it again", key.node);
+            (Phase::Deleting, Some(reason))
+        }
+        phase => match phase.step(Move::Refuse) {
+            Ok(refused) => (refused, None),
+            // It had taken it before: what is true of the task, its events say.
+            Err(_) => {
+                sqlx::query(
+                    "UPDATE tasks SET delivered = TRUE, waiting_for = NULL
+                     WHERE account = $1 AND name = $2 AND node = $3",
+                )
+                .bind(account)
+                .bind(name)
+                .bind(number(key.node.0))
+                .execute(conn)
+                .await?;
+                return Ok(());
+            }
+        },
+    };
+    sqlx::query(
+        "UPDATE tasks SET delivered = TRUE, phase = $4, failure = $5, waiting_for = $6,
+           updated_at = $7
+         WHERE account = $1 AND name = $2 AND node = $3",
+    )
+    .bind(account)
+    .bind(name)
+    .bind(number(key.node.0))
+    .bind(phase.to_string())
+    .bind(serde_json::to_string(failure)?)
+    .bind(waiting)
+    .bind(now_ms)
+    .execute(&mut *conn)
+    .await?;
+    let what = What::Phase { phase, failure: Some(failure.clone()), outputs: None };
+    append_one(conn, event(&task, Some(key.node), now_ms, what)).await
+}
+
+async fn waiting(
+    conn: &mut SqliteConnection,
+    task: &TaskRow,
+    reason: &str,
+    told: Option<&Event>,
+) -> Result<()> {
+    let (account, name) = key_of(&task.key.deployment);
+    sqlx::query(
+        "UPDATE tasks SET waiting_for = $5
+         WHERE account = $1 AND name = $2 AND node = $3 AND envelope = $4 AND NOT delivered",
+    )
+    .bind(account)
+    .bind(name)
+    .bind(number(task.key.node.0))
+    .bind(&task.envelope)
+    .bind(reason)
+    .execute(&mut *conn)
+    .await?;
+    match told {
+        Some(event) => append_one(conn, event.clone()).await,
+        None => Ok(()),
+    }
+}
+
+async fn lost(conn: &mut SqliteConnection, held: &TaskRow, now_ms: i64) -> Result<bool> {
+    let key = &held.key;
+    let unchanged = |t: &TaskRow| t.updated_at == held.updated_at && t.delivered;
+    let Some(task) = row(conn, key).await?.filter(unchanged) else { return Ok(false) };
+    // What was ready begins anew; what was under way is still under way.
+    let phase = match task.phase {
+        Phase::Ready => task.phase.step(Move::Supersede).unwrap_or(task.phase),
+        other => other,
+    };
+    let (account, name) = key_of(&key.deployment);
+    sqlx::query(
+        "UPDATE tasks SET delivered = FALSE, phase = $4, view = NULL, updated_at = $5
+         WHERE account = $1 AND name = $2 AND node = $3",
+    )
+    .bind(account)
+    .bind(name)
+    .bind(number(key.node.0))
+    .bind(phase.to_string())
+    .bind(now_ms)
+    .execute(&mut *conn)
+    .await?;
+    let what = What::Retrying {
+        what: format!("sending it to node {}", key.node),
+        cause: "the node does not know it any more".into(),
+        in_ms: 0,
+    };
+    append_one(conn, event(&task, None, now_ms, what)).await?;
+    if phase != task.phase {
+        let what = What::Phase { phase, failure: None, outputs: None };
+        append_one(conn, event(&task, None, now_ms, what)).await?;
+    }
+    Ok(true)
+}
+
+async fn seen(conn: &mut SqliteConnection, key: &TaskKey, view: &str) -> Result<()> {
+    let (account, name) = key_of(&key.deployment);
+    sqlx::query("UPDATE tasks SET view = $4 WHERE account = $1 AND name = $2 AND node = $3")
+        .bind(account)
+        .bind(name)
+        .bind(number(key.node.0))
+        .bind(view)
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 pub(super) async fn row(conn: &mut SqliteConnection, key: &TaskKey) -> Result<Option<TaskRow>> {

@@ -122,6 +122,13 @@ async fn statement(
             coordinators: Vec::new(),
             grants: Vec::new(),
         }),
+        ("node", _) => Says::Node(rhizome_model::statement::Node {
+            id: id.parse().unwrap(),
+            farm: FarmId(1),
+            account: AccountId(1000),
+            key: key().key_id(),
+            approved: true,
+        }),
         (_, Some((id, key))) => Says::Account(Account::with_key(id, key, now)),
         (_, None) => return Err(ApiError::not_found("account")),
     };
