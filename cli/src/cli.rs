@@ -113,6 +113,12 @@ pub enum Command {
     Submit(c::submit::Args),
     /// Check the signatures of an envelope.
     Verify(c::verify::Args),
+    /// Say whom a farm is open to, approve of its nodes.
+    Farm(c::farm::Args),
+    /// Grant accounts a part of a closed farm.
+    Grant(c::grant::Args),
+    /// List and register coordinators.
+    Coordinators(c::coordinators::Args),
     /// List nodes.
     Nodes(c::nodes::Args),
     /// Show a node (`node ID`), or be one: identity manager, supervisor and runners.
@@ -169,6 +175,9 @@ impl Command {
             Self::Sign(args) => c::sign::run(args, globals).await,
             Self::Submit(args) => Box::pin(c::submit::run(args, globals)).await,
             Self::Verify(args) => c::verify::run(args, globals).await,
+            Self::Farm(args) => c::farm::run(args, globals).await,
+            Self::Grant(args) => c::grant::run(args, globals).await,
+            Self::Coordinators(args) => c::coordinators::run(args, globals).await,
             Self::Nodes(args) => c::nodes::run(args, globals).await,
             Self::Node(args) => c::node::run(*args, globals).await,
             Self::Queues(args) => c::queues::run(args, globals).await,
@@ -190,8 +199,9 @@ impl Command {
     /// Whether it goes on until it is told to stop: then it says what it does.
     pub fn is_service(&self) -> bool {
         match self {
-            Self::Ledger(_) | Self::Coord(_) | Self::Supervisor(_) | Self::Runner(_) => true,
+            Self::Coord(_) | Self::Supervisor(_) | Self::Runner(_) => true,
             Self::Node(args) => args.is_service(),
+            Self::Ledger(args) => args.is_service(),
             _ => false,
         }
     }

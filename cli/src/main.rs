@@ -16,6 +16,7 @@ mod dev;
 mod document;
 mod error;
 mod follow;
+mod ledger;
 mod operation;
 mod output;
 mod plan;

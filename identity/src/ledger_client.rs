@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderValue, Method};
-use rhizome_model::api::AccountView;
+use rhizome_model::api::{AccountView, LedgerNodeView, NodeReport};
 use rhizome_model::registrar::{
     self, Acknowledged, Farm, FarmCreated, NewAccount, NewFarm, Node, NodeCreated,
     NodeRegistration, Resources, UptimeReport, base64_key,
@@ -221,6 +221,12 @@ impl LedgerClient {
     pub async fn node_by_account(&self, account: AccountId) -> Result<Option<LedgerNode>, Failure> {
         let path = format!("/v1/nodes?twin_id={account}&page=1&size=1");
         Ok(self.http.get::<Vec<Node>>(&path).await?.pop().map(Into::into))
+    }
+
+    /// What a node has free, and how it is; signed with its key.
+    pub async fn report_status(&self, id: NodeId, report: &NodeReport) -> Result<(), Failure> {
+        self.http.post::<LedgerNodeView>(&format!("/v2/nodes/{id}/status"), report).await?;
+        Ok(())
     }
 
     /// Which ledger it is: the key that it signs statements with, its network.

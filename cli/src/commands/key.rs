@@ -13,6 +13,7 @@ use rhizome_model::{Code, Failure, KeyId};
 use serde_json::json;
 use zeroize::Zeroizing;
 
+use super::account_keys::{Wanted, run as change};
 use crate::cli::Globals;
 use crate::error::{Error, internal, misuse};
 use crate::output;
@@ -30,7 +31,8 @@ const ENTROPY_BYTES: usize = 32;
     rhizome key new\n  \
     rhizome key import ~/.ssh/id_ed25519\n  \
     rhizome key import --words < words.txt\n  \
-    rhizome key show")]
+    rhizome key show\n  \
+    rhizome key rotate ~/.config/rhizome/key.2")]
 pub struct Args {
     #[command(subcommand)]
     what: What,
@@ -58,6 +60,35 @@ enum What {
         #[arg(long)]
         words: bool,
     },
+    /// Put another key in the place of this one at the ledger. Both sign.
+    Rotate {
+        /// The file with the new key; made where there is none.
+        new: PathBuf,
+    },
+    /// Give the account one more key.
+    Add {
+        /// The file with that key; made where there is none.
+        file: PathBuf,
+        /// What it weighs when keys are changed.
+        #[arg(long, default_value_t = 1, value_name = "N")]
+        weight: u32,
+    },
+    /// Have a key of the account count no longer, for ever.
+    Revoke {
+        key: KeyId,
+        /// The file of another key that signs as well. Can be repeated.
+        #[arg(long, value_name = "PATH")]
+        with: Vec<PathBuf>,
+    },
+    /// Say what the keys that sign a change of keys must weigh together.
+    Threshold {
+        weight: u32,
+        /// The file of another key that signs as well. Can be repeated.
+        #[arg(long, value_name = "PATH")]
+        with: Vec<PathBuf>,
+    },
+    /// Show the keys that the account has and had.
+    History,
 }
 
 pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
@@ -94,6 +125,13 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
             };
             save(&key, &path, globals)?;
         }
+        What::Rotate { new } => return change(Wanted::Rotate { new }, globals).await,
+        What::Add { file, weight } => return change(Wanted::Add { file, weight }, globals).await,
+        What::Revoke { key, with } => return change(Wanted::Revoke { key, with }, globals).await,
+        What::Threshold { weight, with } => {
+            return change(Wanted::Threshold { weight, with }, globals).await;
+        }
+        What::History => return change(Wanted::History, globals).await,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,13 +1,17 @@
 //! One file per command: its arguments, and what it does.
 
 pub mod account;
+pub mod account_keys;
 pub mod check;
+pub mod coordinators;
 pub mod definitions;
 pub mod delete;
 pub mod deploy;
 pub mod document;
 pub mod events;
 pub mod exec;
+pub mod farm;
+pub mod grant;
 pub mod identity;
 pub mod image;
 pub mod job;

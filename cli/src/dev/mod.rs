@@ -138,23 +138,26 @@ impl Dev {
         }
         let listen = format!("127.0.0.1:{coord_port}");
         let coord_key = load_or_make_key(&self.layout.coord().join("coord.key"))?.key_id();
+        // All of it is ours: nobody has to believe the first key that is shown.
+        let ledger_key = ledger.about().await?.key.to_string();
         self.service(
             "coord",
-            &["coord", "--listen", &listen],
+            &["coord", "--listen", &listen, "--ledger-key", &ledger_key],
             self.layout.coord(),
             Some(&client.ledger),
         );
         for n in 1..=args.nodes {
             redis::wait_gone(&self.layout.node(n)).await?;
-            self.node(n, args, &client.ledger, &coord_key.to_string());
+            self.node(n, args, &client.ledger, [&ledger_key, &coord_key.to_string()]);
         }
         ready("coord", &client.coord).await?;
-        tour::all_nodes_reachable(&client, key, args.nodes).await?;
+        tour::all_nodes_reachable(&client, key.clone(), args.nodes).await?;
+        tour::approve_nodes(&client, key).await?;
         self.layout.publish(&client)?;
         Ok(client)
     }
 
-    fn node(&mut self, n: u16, args: &Args, ledger: &str, coord_key: &str) {
+    fn node(&mut self, n: u16, args: &Args, ledger: &str, [ledger_key, coord_key]: [&str; 2]) {
         let state = self.layout.node(n);
         let socket = redis::socket(&state);
         self.kept.push(Kept::start(redis::process(&state, self.layout.log(&format!("redis-{n}")))));
@@ -173,6 +176,8 @@ impl Dev {
             FARM,
             "--coordinator",
             coord_key,
+            "--ledger-key",
+            ledger_key,
             "--pool-size",
             &pool,
         ];

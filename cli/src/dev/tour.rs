@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use rhizome_identity::{SigningKey, http_signature};
 use rhizome_model::Failure;
-use rhizome_model::api::NodeView;
+use rhizome_model::api::{LedgerNodeView, NodeView};
 use rhizome_service::Client;
+use serde_json::json;
 
 use crate::profile::ClientFile;
 
@@ -23,4 +24,15 @@ pub async fn all_nodes_reachable(
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// The farm is the deployer's, and so are its nodes.
+pub async fn approve_nodes(client: &ClientFile, key: SigningKey) -> Result<(), Failure> {
+    let ledger = Client::new("ledger", &client.ledger)?.signed(http_signature::signer(key));
+    let nodes: Vec<LedgerNodeView> = ledger.get("/v2/nodes?approved=false&size=1000").await?;
+    for node in nodes {
+        let path = format!("/v2/nodes/{}/approval", node.id);
+        ledger.put::<LedgerNodeView>(&path, &json!({ "approved": true })).await?;
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 pub mod deployment;
 pub mod event;
+pub mod farm;
 pub mod node;
 pub mod plan;
 pub mod queue;

@@ -8,6 +8,7 @@
 //! What a node's processes have to agree on is in one file, written by `node`: [`node_file`].
 
 pub mod coord;
+pub mod health;
 pub mod identity;
 pub mod ledger;
 pub mod node;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use rhizome_identity::LedgerClient;
 use rhizome_identity::manager::{Config, FarmChoice, Grant, Manager, UPTIME_INTERVAL};
 use rhizome_model::api::{NodeIdentity, Registered};
 use rhizome_model::{Bytes, Capacity, Code, Failure, FarmId, KeyId, Limits, NodeFacts, NodeId};
@@ -163,6 +164,7 @@ pub async fn run(args: NodeOptions, globals: &Globals) -> Result<ExitCode, Error
     )
     .map_err(Failure::from)?;
     let key = manager.key_id();
+    let signs = manager.key().clone();
     let mut file = NodeFile {
         facts: NodeFacts {
             id: NodeId(0),
@@ -204,11 +206,17 @@ pub async fn run(args: NodeOptions, globals: &Globals) -> Result<ExitCode, Error
     tracing::info!(node = %registered.node, farm = %registered.farm, address = %file.facts.address, "registered");
 
     let supervisor = Kept::start(supervisor(program, &state, log));
+    let telling = LedgerClient::new(&file.ledger, Some(signs.clone()))?;
+    let url = format!("http://{listen}");
+    let telling =
+        super::health::report(telling, signs, registered.node, url, shutdown.token.clone());
+    let telling = tokio::spawn(telling);
     let managed = tokio::select! {
         () = shutdown.requested() => Ok(()),
         early = managing => ended(early),
     };
     supervisor.stop().await;
+    telling.abort();
     managed?;
     Ok(ExitCode::SUCCESS)
 }

@@ -30,11 +30,19 @@ impl Grid {
             &format!("coord = \"{coord}\"\nledger = \"{ledger}\"\nnetwork = \"dev\"\n"),
         );
         let database = DatabaseUrl::sqlite(user.path("ledger.db"));
-        let config = LedgerConfig { database, network: "dev".into() };
+        let config = LedgerConfig {
+            database,
+            network: "dev".into(),
+            admin: rhizome_ledger::ADMIN,
+            signing_key: user.path("ledger.key"),
+            statement_lifetime: rhizome_ledger::STATEMENT_LIFETIME,
+        };
         runtime.spawn(rhizome_ledger::run(config, for_ledger, shutdown.token.clone()));
         let config = CoordConfig {
             database: user.path("coord.db"),
             ledger,
+            ledger_key: None,
+            statements: user.path("statements"),
             network: "dev".into(),
             key: SigningKey::generate().unwrap(),
         };

@@ -38,7 +38,8 @@ struct StatusRow {
 impl StatusRow {
     fn view(self, now: i64) -> Result<LedgerNodeView, DbError> {
         let key = key_of(self.public_key)?;
-        let capacity = self.capacity.as_deref().map(serde_json::from_str).transpose();
+        // A node that does not know it has said null.
+        let capacity = self.capacity.as_deref().map(serde_json::from_str::<Option<_>>).transpose();
         let reasons = self.reasons.as_deref().map(serde_json::from_str).transpose();
         let health = match (reasons.map_err(DbError::corrupt)?, self.signed_at) {
             (Some(_), Some(at)) if now.saturating_sub(at) > FRESH_SECS => NodeHealth::Silent,
@@ -59,7 +60,7 @@ impl StatusRow {
             online: self.last_seen > time::online_since(),
             // 0 before the first report.
             last_seen: Some(self.last_seen).filter(|seen| *seen > 0).map(time::rfc3339),
-            capacity: capacity.map_err(DbError::corrupt)?,
+            capacity: capacity.map_err(DbError::corrupt)?.flatten(),
             health,
             reported_at: self.signed_at.map(|at| time::rfc3339(time::micros_of_secs(at))),
         })

@@ -23,6 +23,7 @@ pub enum FarmAccess {
 
 /// A farm as its nodes need to know it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = StatementFarm)]
 pub struct Farm {
     pub id: FarmId,
     pub owner: AccountId,

@@ -25,6 +25,7 @@ const MAX_LIFETIME_SECS: i64 = 7 * 24 * 3600;
 
 /// An account with its keys, in the order in which they came.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = StatementAccount)]
 pub struct Account {
     pub id: AccountId,
     pub keys: Vec<AccountKey>,

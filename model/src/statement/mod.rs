@@ -133,6 +133,7 @@ impl Says {
 
 /// A machine of a farm, and whether the farm's owner has approved of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = StatementNode)]
 pub struct Node {
     pub id: NodeId,
     pub farm: FarmId,
@@ -144,6 +145,7 @@ pub struct Node {
 /// A coordinator that somebody runs: what it signs with, where it listens. That it is registered
 /// gives it no right; a farm's owner names the coordinators that may follow its nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = StatementCoordinator)]
 pub struct Coordinator {
     pub key: KeyId,
     pub account: AccountId,

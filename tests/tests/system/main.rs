@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod actions;
+mod agent;
 mod chaos;
 mod demo;
 mod identity;
@@ -13,5 +14,6 @@ mod queue_ops;
 mod reconcile;
 mod refusals;
 mod restart;
+mod statements;
 mod storm;
 mod tidy;

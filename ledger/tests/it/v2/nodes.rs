@@ -86,6 +86,18 @@ async fn it_says_what_is_free_and_how_it_is_apart_from_being_up() {
     let seen = ok(ledger.with_headers(Method::POST, &path, headers, body).await);
     let reasons = ["no runner of the queue machine"];
     assert_eq!(seen["health"], json!({ "state": "unhealthy", "reasons": reasons }));
+    let silent = r#"{"reasons":["its supervisor does not answer"]}"#;
+    let headers = rhizome_identity::http_signature::sign(
+        &account.key,
+        &Method::POST,
+        &path,
+        None,
+        silent.as_bytes(),
+        later + 1,
+    );
+    let headers = headers.unwrap().into_iter().collect();
+    let seen = ok(ledger.with_headers(Method::POST, &path, headers, silent.into()).await);
+    assert_eq!(seen["capacity"], Value::Null);
     let many = report(&vec!["x"; 17]);
     let refused = ledger.signed(Method::POST, &path, &account.key, many).await;
     assert_eq!(code(&refused), (400, "bad_request"));
