@@ -9,6 +9,7 @@ mod config;
 mod coord;
 mod deploy;
 mod harness;
+mod identity;
 mod keys;
 mod misuse;
 mod real;
