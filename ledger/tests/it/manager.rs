@@ -10,6 +10,7 @@ use rhizome_identity::manager::{Config, Facts, FactsSource, FarmChoice, Manager}
 use rhizome_identity::{LedgerClient, SigningKey, seal};
 use rhizome_model::api::{NodeIdentity, UnsealReply, UnsealRequest};
 use rhizome_model::registrar::{Interface, Location, Resources};
+use rhizome_model::uptime::{BootReport, UptimeBatch};
 use rhizome_model::{Code, Failure, KeyId};
 use rhizome_service::Client;
 use tokio::sync::watch;
@@ -54,6 +55,7 @@ fn config(dir: &Path, ledger: &str) -> Config {
 
 struct Running {
     key: KeyId,
+    secret: SigningKey,
     identity: watch::Receiver<NodeIdentity>,
     stop: CancellationToken,
     task: JoinHandle<Result<(), Failure>>,
@@ -68,8 +70,9 @@ impl Running {
         let manager = Manager::open(config, facts, None).unwrap();
         let (key, identity, stop) =
             (manager.key_id(), manager.identity(), CancellationToken::new());
+        let secret = manager.key().clone();
         let task = tokio::spawn(manager.run(stop.clone()));
-        Self { key, identity, stop, task }
+        Self { key, secret, identity, stop, task }
     }
 
     async fn until(&mut self, level: impl FnMut(&NodeIdentity) -> bool) -> NodeIdentity {
@@ -149,6 +152,36 @@ async fn a_ledger_that_restarts_or_forgets_is_told_again() {
     let nodes = client.nodes().await.unwrap();
     assert_eq!(nodes.iter().map(|n| n.key).collect::<Vec<_>>(), [node.key]);
     node.stop().await;
+}
+
+#[tokio::test]
+async fn reports_of_a_time_without_a_ledger_are_filled_in() {
+    let ledger = Ledger::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Running::start(config(dir.path(), &ledger.base()));
+    let registered = node.until(|i| i.registered.is_some()).await.registered.unwrap();
+    let address = ledger.address;
+    let kept = ledger.stop().await;
+    // The node restarts meanwhile: what waits is on disk.
+    let waiting = node.until(|i| i.waiting_reports >= 3).await.waiting_reports;
+    node.stop().await;
+    let mut node = Running::start(config(dir.path(), &format!("http://{address}")));
+    node.until(|i| i.waiting_reports > waiting).await;
+    let spool = std::fs::read_to_string(dir.path().join("identity/uptime.json")).unwrap();
+    let spool: serde_json::Value = serde_json::from_str(&spool).unwrap();
+    let ledger = Ledger::start_in(kept, address).await;
+    node.until(|i| i.problem.is_none() && i.waiting_reports == 0).await;
+    let client = LedgerClient::new(&ledger.base(), Some(node.secret.clone())).unwrap();
+    node.stop().await;
+
+    // All that waited is known there: sending it again stores nothing.
+    let reports = serde_json::from_value::<Vec<BootReport>>(spool["reports"].clone()).unwrap();
+    let sent = reports.len() as u64;
+    assert!(sent > waiting, "{reports:?}");
+    let highest = reports.last().unwrap().sequence;
+    let reply = client.report_uptimes(registered.node, &UptimeBatch { reports }).await.unwrap();
+    assert_eq!((reply.stored, reply.known, reply.refused.len()), (0, sent, 0));
+    assert!(reply.highest >= highest);
 }
 
 #[tokio::test]
