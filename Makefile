@@ -9,7 +9,7 @@ export RHIZOME_TEST_IMAGE := $(CURDIR)/$(IMAGES)/busybox.tar
 KERNEL := build/kernel/vmlinuz
 export RHIZOME_TEST_KERNEL := $(CURDIR)/$(KERNEL)
 
-.PHONY: help setup build release demo test lint bench bench-peers chaos clean
+.PHONY: help setup build release demo test lint bench bench-peers chaos fuzz clean
 
 help: ## Show this help
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile
@@ -61,6 +61,11 @@ chaos: setup ## Kill, freeze and cut while 100,000 jobs and 300 deployments run;
 	RHIZOME_POWER_CUTS=$(CUTS) cargo nextest run --locked -p rhizome-chaos --run-ignored all -E 'test(/^power::/)'
 	RHIZOME_STORM=$(DEPLOYMENTS) RHIZOME_SCRIPTS=$(SCRIPTS) $(if $(SEED),RHIZOME_SEED=$(SEED)) \
 		cargo nextest run --locked -p rhizome-tests --no-capture -E 'test(/^storm::|runners_die/)'
+
+# What is given on the command line: make fuzz SECONDS=600 SEED=1
+SECONDS ?= 120
+fuzz: build ## Send the ledger's API what its description allows, and what not; prints its SEED, and takes one
+	scripts/fuzz/run.sh target/debug/rhizome target/fuzz-venv $(SECONDS) $(SEED)
 
 bench-peers: ## Measure: the queue beside other queues on Redis (bench/README.md)
 	@scripts/setup.sh

@@ -75,7 +75,9 @@ enum What {
     },
     /// Have a key of the account count no longer, for ever.
     Revoke {
-        key: KeyId,
+        // Not `key`: that is the global option.
+        #[arg(value_name = "KEY")]
+        revoked: KeyId,
         /// The file of another key that signs as well. Can be repeated.
         #[arg(long, value_name = "PATH")]
         with: Vec<PathBuf>,
@@ -127,7 +129,9 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
         }
         What::Rotate { new } => return change(Wanted::Rotate { new }, globals).await,
         What::Add { file, weight } => return change(Wanted::Add { file, weight }, globals).await,
-        What::Revoke { key, with } => return change(Wanted::Revoke { key, with }, globals).await,
+        What::Revoke { revoked: key, with } => {
+            return change(Wanted::Revoke { key, with }, globals).await;
+        }
         What::Threshold { weight, with } => {
             return change(Wanted::Threshold { weight, with }, globals).await;
         }

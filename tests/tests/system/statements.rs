@@ -112,6 +112,7 @@ fn a_closed_farm_takes_only_what_it_has_granted() {
     as_tenant(&["key", "new"]).ok();
     let account = as_tenant(&["account", "register"]).ok().json()["id"].to_string();
     let small = system.script("small.rhai", "volume(\"data\", #{ size: \"64MiB\" });");
+    let nothing = system.script("nothing.rhai", "output(\"ok\", 1);");
     let large = system.script("large.rhai", "volume(\"data\", #{ size: \"256MiB\" });");
     let deploy =
         |script: &str, name: &str| as_tenant(&["deploy", script, "--node", "1", "--name", name]);
@@ -120,7 +121,7 @@ fn a_closed_farm_takes_only_what_it_has_granted() {
     let closed = system.rhizome(&["farm", "close", "devfarm"]).ok().json();
     assert_eq!(closed["access"], "closed");
     eventually("the farm is closed to others", REVOKED_WITHIN, || {
-        let answer = deploy(&small, "closed");
+        let answer = deploy(&nothing, "closed");
         (answer.code != 0).then(|| answer.refused(3, "not_granted"))
     });
     let own = ["deploy", &small, "--node", "1", "--name", "own"];
