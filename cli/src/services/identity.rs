@@ -21,8 +21,9 @@ pub struct IdentityPlaces {
         value_name = "DIR"
     )]
     pub state_pools: Vec<PathBuf>,
-    /// The TPM 2.0 that the node's key is sealed to: auto takes the machine's where it has one, off
-    /// takes none; else as tpm2-tools call it, such as `device:/dev/tpmrm0`.
+    /// The TPM 2.0 that the node's key is sealed to: auto takes the machine's where it has one
+    /// that works, off takes none; else one that must work, as tpm2-tools call it, such as
+    /// `device:/dev/tpmrm0`.
     #[arg(long, env = "RHIZOME_TPM", value_name = "TPM", default_value = "auto")]
     pub tpm: TpmChoice,
 }
@@ -53,27 +54,34 @@ impl IdentityPlaces {
     }
 
     pub fn sealer(&self) -> Option<Arc<dyn Sealer>> {
-        let tpm = match &self.tpm {
-            TpmChoice::Auto => Tpm::find(),
-            TpmChoice::Off => None,
-            TpmChoice::At(tcti) => Some(Tpm::at(tcti)),
+        let (tpm, required) = match &self.tpm {
+            TpmChoice::Auto => (Tpm::find()?, false),
+            TpmChoice::Off => return None,
+            TpmChoice::At(tcti) => (Tpm::at(tcti), true),
         };
-        tpm.map(|tpm| Arc::new(Sealing(tpm)) as Arc<dyn Sealer>)
+        Some(Arc::new(Sealing { tpm, required }))
     }
 }
 
 /// The SAL's TPM as the identity manager wants it.
-struct Sealing(Tpm);
+struct Sealing {
+    tpm: Tpm,
+    required: bool,
+}
 
 impl Sealer for Sealing {
     fn seal(&self, secret: &[u8]) -> Result<Vec<u8>, String> {
         let text = std::str::from_utf8(secret).map_err(|e| e.to_string())?;
-        self.0.seal(text).map_err(|e| e.to_string())
+        self.tpm.seal(text).map_err(|e| e.to_string())
     }
 
     fn open(&self, blob: &[u8]) -> Result<Zeroizing<Vec<u8>>, String> {
-        let text = self.0.open(blob).map_err(|e| e.to_string())?;
+        let text = self.tpm.open(blob).map_err(|e| e.to_string())?;
         Ok(Zeroizing::new(text.into_bytes()))
+    }
+
+    fn is_required(&self) -> bool {
+        self.required
     }
 }
 

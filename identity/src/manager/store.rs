@@ -33,6 +33,11 @@ pub trait Sealer: Send + Sync {
     fn seal(&self, secret: &[u8]) -> Result<Vec<u8>, String>;
     /// `Err` says why it does not open, in the rest of a sentence.
     fn open(&self, blob: &[u8]) -> Result<Zeroizing<Vec<u8>>, String>;
+    /// Whether a key may not be kept without it. Where nobody asked for a TPM, one that does not work
+    /// is no reason for a machine not to become a node.
+    fn is_required(&self) -> bool {
+        true
+    }
 }
 
 /// The places of the copies, before anything is known about them.
@@ -96,8 +101,11 @@ impl Store {
         let key = self.unlock(&path, &record)?;
         let mut kept = Kept { store: self, key, record: *record };
         if kept.store.sealer.is_some() && matches!(kept.record.secret, Secret::Plain(_)) {
-            tracing::info!("the node's key is sealed to the TPM from now on");
-            kept.change(|_| {})?;
+            let secret = kept.store.protect(&kept.key)?;
+            if matches!(secret, Secret::Sealed(_)) {
+                tracing::info!("the node's key is sealed to the TPM from now on");
+                kept.change(|record| record.secret = secret)?;
+            }
         }
         kept.heal();
         if matches!(read(&kept.store.state.join(FILE)), Copy::Valid(_)) {
@@ -159,7 +167,17 @@ impl Store {
     fn protect(&self, key: &SigningKey) -> Result<Secret, IdentityError> {
         let Some(sealer) = &self.sealer else { return Ok(Secret::Plain(key.clone())) };
         let seed = key.to_hex_seed();
-        let blob = sealer.seal(seed.as_bytes()).map_err(IdentityError::Key)?;
+        let blob = match sealer.seal(seed.as_bytes()) {
+            Ok(blob) => blob,
+            Err(error) if !sealer.is_required() => {
+                tracing::error!(
+                    error,
+                    "the TPM is not used: the node's key is kept as it is, in a file of mode 0600"
+                );
+                return Ok(Secret::Plain(key.clone()));
+            }
+            Err(error) => return Err(IdentityError::Key(error)),
+        };
         // A seal that does not open would be found at the next start, with the key gone.
         match sealer.open(&blob) {
             Ok(opened) if *opened == seed.as_bytes() => Ok(Secret::Sealed(blob)),

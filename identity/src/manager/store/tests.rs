@@ -114,6 +114,40 @@ fn files_of_older_versions_are_taken_over() {
     create(store(dir.path()));
 }
 
+/// A TPM that does not work.
+struct Dead {
+    required: bool,
+}
+
+impl Sealer for Dead {
+    fn seal(&self, _: &[u8]) -> Result<Vec<u8>, String> {
+        Err("'tpm2_create' is not installed".into())
+    }
+
+    fn open(&self, _: &[u8]) -> Result<Zeroizing<Vec<u8>>, String> {
+        Err("'tpm2_load' is not installed".into())
+    }
+
+    fn is_required(&self) -> bool {
+        self.required
+    }
+}
+
+#[test]
+fn a_tpm_that_does_not_work_stops_only_who_asked_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let with = |required| Store::new(dir.path(), &[], Some(Arc::new(Dead { required })));
+    let key = SigningKey::generate().unwrap();
+    let refused = with(true).create(key.clone(), "S1", None).err().unwrap();
+    assert!(refused.to_string().contains("not installed"), "{refused}");
+    assert!(!dir.path().join(FILE).exists());
+    assert!(!with(false).create(key, "S1", None).unwrap().is_sealed());
+    let before = std::fs::read(dir.path().join(FILE)).unwrap();
+    assert!(!known(with(false)).is_sealed());
+    assert_eq!(std::fs::read(dir.path().join(FILE)).unwrap(), before);
+    assert!(matches!(stopped(with(true)), IdentityError::Key(_)));
+}
+
 /// A TPM in memory: it knows what it sealed, and can be another one.
 struct Chip(AtomicU8);
 
