@@ -19,6 +19,7 @@ mod error;
 mod pool;
 mod query;
 mod server;
+mod tables;
 mod url;
 
 pub use batches::Batches;
@@ -28,4 +29,5 @@ pub use query::{On, Query, Record, Value, query, query_built};
 pub use server::PostgresServer;
 pub use sqlx::FromRow;
 pub use sqlx::migrate::Migrator;
+pub use tables::{Kind, Table, read_table};
 pub use url::{DatabaseUrl, Store};

@@ -41,7 +41,7 @@ pub(crate) enum Pool {
 pub struct Tx {
     pub(crate) open: OpenTx,
     /// Given back after the transaction has ended.
-    _turn: OwnedMutexGuard<()>,
+    _turn: Option<OwnedMutexGuard<()>>,
 }
 
 pub(crate) enum OpenTx {
@@ -104,9 +104,18 @@ impl Database {
     /// Begins a change: waits for its turn and for the write lock.
     pub async fn begin(&self) -> Result<Tx, Error> {
         let turn = self.turn.clone().lock_owned().await;
+        self.begin_with(BEGIN_SQLITE, BEGIN_POSTGRES, Some(turn)).await
+    }
+
+    pub(crate) async fn begin_with(
+        &self,
+        sqlite: &'static str,
+        postgres: &'static str,
+        turn: Option<OwnedMutexGuard<()>>,
+    ) -> Result<Tx, Error> {
         let open = match &self.pool {
-            Pool::Sqlite(pool) => OpenTx::Sqlite(pool.begin_with(BEGIN_SQLITE).await?),
-            Pool::Postgres(pool) => OpenTx::Postgres(pool.begin_with(BEGIN_POSTGRES).await?),
+            Pool::Sqlite(pool) => OpenTx::Sqlite(pool.begin_with(sqlite).await?),
+            Pool::Postgres(pool) => OpenTx::Postgres(pool.begin_with(postgres).await?),
         };
         Ok(Tx { open, _turn: turn })
     }

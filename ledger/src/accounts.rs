@@ -18,7 +18,8 @@ use crate::App;
 use crate::auth::Authenticated;
 use crate::db::DbError;
 use crate::error::{LedgerError, Reply};
-use crate::request::{Body, parse_number};
+use crate::request::{Body, check_text, parse_number};
+use crate::scheme;
 
 /// The time that is signed for a new account may be this far from ours.
 const WINDOW_SECS: u64 = 2;
@@ -35,7 +36,7 @@ const MAX_TEXT: usize = 1024;
 pub async fn create(State(app): State<Arc<App>>, body: Body) -> Reply<(StatusCode, Json<Account>)> {
     let request: NewAccount = body.json().map_err(LedgerError::bad_request)?;
     let key = base64_key::decode(&request.public_key)
-        .filter(|key| rhizome_identity::check_key(key).is_ok())
+        .filter(scheme::check_key)
         .ok_or_else(|| LedgerError::bad_request("invalid public key format"))?;
     let now = clock::now_secs();
     if request.timestamp.abs_diff(now) > WINDOW_SECS {
@@ -46,8 +47,10 @@ pub async fn create(State(app): State<Arc<App>>, body: Body) -> Reply<(StatusCod
         .decode(&request.signature)
         .map_err(|e| LedgerError::bad_request(format!("invalid signature format: {e}")))?;
     let challenge = account_challenge(request.timestamp, &request.public_key);
-    rhizome_identity::verify_bytes(&key, challenge.as_bytes(), &signature)
-        .map_err(|e| LedgerError::unauthenticated(format!("signature verification error: {e}")))?;
+    if !scheme::verify(&key, challenge.as_bytes(), &signature) {
+        let text = "signature verification error: the signature does not fit key and timestamp";
+        return Err(LedgerError::unauthenticated(text));
+    }
     let rmb_enc_key = request.rmb_enc_key.as_deref().unwrap_or_default();
     check_reach(request.relays.as_deref(), rmb_enc_key)?;
     let account = app.db.create_account(key, request.relays.as_deref(), rmb_enc_key).await;
@@ -128,12 +131,13 @@ pub async fn update(
 
 fn check_reach(relays: Option<&[String]>, rmb_enc_key: &str) -> Reply<()> {
     let relays = relays.unwrap_or_default();
-    if relays.len() > MAX_RELAYS || relays.iter().any(|r| r.len() > MAX_TEXT) {
-        let text = format!("relays: at most {MAX_RELAYS} of {MAX_TEXT} bytes");
-        return Err(LedgerError::bad_request(text));
+    if relays.len() > MAX_RELAYS {
+        return Err(LedgerError::bad_request(format!("relays: at most {MAX_RELAYS}")));
     }
-    if rmb_enc_key.len() > MAX_TEXT {
-        return Err(LedgerError::bad_request(format!("rmb_enc_key: at most {MAX_TEXT} bytes")));
-    }
-    Ok(())
+    relays
+        .iter()
+        .map(String::as_str)
+        .chain([rmb_enc_key])
+        .try_for_each(|text| check_text(text, MAX_TEXT))
+        .map_err(LedgerError::bad_request)
 }

@@ -34,8 +34,16 @@ impl LedgerError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, Code::TooLarge, text)
     }
 
+    pub fn too_slow() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, Code::BadRequest, "the body did not come in time")
+    }
+
     pub fn unauthenticated(text: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, Code::Unauthenticated, text)
+    }
+
+    pub fn signature_failed() -> Self {
+        Self::unauthenticated("Signature verification failed: signature verification failed")
     }
 
     /// Somebody whom we know does what is another's to do.

@@ -13,7 +13,7 @@ use crate::App;
 use crate::auth::Authenticated;
 use crate::db::{DbError, FarmFilter};
 use crate::error::{LedgerError, Reply};
-use crate::request::{Body, Params, parse_number};
+use crate::request::{Body, Params, Total, parse_number};
 
 const MAX_NAME: usize = 40;
 const STELLAR_LENGTH: usize = 56;
@@ -22,21 +22,25 @@ const STELLAR_LENGTH: usize = 56;
 #[utoipa::path(get, path = "/farms", tag = "farms", params(
     ("farm_name" = Option<String>, Query, description = "A part of the name, in any case"),
     ("farm_id" = Option<u64>, Query), ("twin_id" = Option<u64>, Query),
+    ("dedicated" = Option<bool>, Query),
     ("page" = Option<u64>, Query, description = "From 1"),
     ("size" = Option<u64>, Query, description = "50 without it, 1000 at most")),
     responses((status = 200, body = [Farm]), (status = 400, body = Failure)))]
 pub async fn list(
     State(app): State<Arc<App>>,
     query: Query<HashMap<String, String>>,
-) -> Reply<Json<Vec<Farm>>> {
+) -> Reply<(Total, Json<Vec<Farm>>)> {
     let params = Params::new(query, "*db.FarmFilter");
     let filter = FarmFilter {
         id: params.number("farm_id")?,
-        name_part: params.text("farm_name").map(Into::into),
+        name_part: params.words("farm_name")?.map(Into::into),
         account: params.number("twin_id")?,
+        dedicated: params.flag("dedicated")?,
     };
-    let farms = app.db.farms(&filter, params.page()?).await;
-    farms.map(Json).map_err(|e| LedgerError::database("failed to list farms", &e))
+    let failed = |e| LedgerError::database("failed to list farms", &e);
+    let farms = app.db.farms(&filter, params.page()?).await.map_err(failed)?;
+    let total = app.db.count_farms(&filter).await.map_err(failed)?;
+    Ok((Total(total), Json(farms)))
 }
 
 /// One farm.
@@ -92,7 +96,7 @@ pub async fn update(
     stellar.map_or(Ok(()), check_stellar).map_err(unparsed)?;
     let farm = find(&app, id, "Farm not found").await?;
     caller.must_be(farm.twin_id)?;
-    match app.db.update_farm(id, name, stellar).await {
+    match app.db.update_farm(id, name, stellar, update.dedicated).await {
         Ok(()) => Ok(Json(Acknowledged { message: "Farm was updated successfully".into() })),
         Err(DbError::Duplicate) => Err(LedgerError::conflict("record already exists")),
         Err(e) => Err(LedgerError::database("failed to update farm", &e)),

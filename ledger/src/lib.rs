@@ -12,21 +12,30 @@
 
 mod accounts;
 mod auth;
+mod backup;
 mod db;
 mod error;
 mod farms;
 mod nodes;
 mod request;
+mod scheme;
 mod time;
+mod uptime;
+mod v2;
+mod zos;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderName, Method, Uri, header};
 use axum::routing::get;
+pub use backup::{backup, restore};
 pub use rhizome_database::DatabaseUrl;
-use rhizome_model::{Code, Failure};
+use rhizome_identity::SigningKey;
+use rhizome_identity::http_signature::Verifier;
+use rhizome_model::{AccountId, Code, Failure};
 use rhizome_service::{ApiError, Health};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +45,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::db::Db;
+pub use crate::db::audit::Verdict as AuditVerdict;
+use crate::request::TOTAL_COUNT;
+use crate::uptime::KnownKeys;
 
 /// How often the database is asked whether it answers.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
@@ -46,10 +58,46 @@ pub struct LedgerConfig {
     pub database: DatabaseUrl,
     /// `dev`, `test` or `main`. A database belongs to one network for ever.
     pub network: String,
+    /// Who may set the version of Zero-OS.
+    pub admin: AccountId,
+    /// The file with the key that signs statements; made where there is none.
+    pub signing_key: PathBuf,
+    /// How long a statement counts, and so how long nodes do without us.
+    pub statement_lifetime: Duration,
+}
+
+/// As with v4: who came first.
+pub const ADMIN: AccountId = AccountId(1);
+
+/// A day: long enough for a failure over a night.
+pub const STATEMENT_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// Walks through the audit log of a database. `kept` is a number and the hash that this row had.
+pub async fn verify_audit(
+    database: &DatabaseUrl,
+    kept: Option<(u64, String)>,
+) -> Result<AuditVerdict, Failure> {
+    if let DatabaseUrl::Sqlite(path) = database
+        && !path.exists()
+    {
+        let message = format!("there is no database {}", path.display());
+        return Err(Failure::new(Code::NotFound, message));
+    }
+    db::verify_audit(database, kept).await.map_err(|e| {
+        let message = format!("cannot read the audit log of {database}: {e}");
+        Failure::new(Code::StateNotWritable, message)
+    })
 }
 
 struct App {
     db: Db,
+    network: String,
+    admin: AccountId,
+    /// Signs statements.
+    key: SigningKey,
+    lifetime_secs: i64,
+    keys: KnownKeys,
+    verifier: Verifier,
 }
 
 /// Serves until the token is cancelled; requests under way are finished.
@@ -60,7 +108,19 @@ pub async fn run(
 ) -> Result<(), Failure> {
     let db = Db::open(&config.database, &config.network).await?;
     tracing::info!(database = %config.database, network = config.network, "the ledger is open");
-    let app = Arc::new(App { db: db.clone() });
+    let key = SigningKey::load_or_new(&config.signing_key)
+        .map_err(|e| Failure::new(Code::StateNotWritable, e.to_string()))?;
+    db.signs_with(&key.key_id()).await?;
+    tracing::info!(key = %key.key_id(), "statements are signed with this key");
+    let app = Arc::new(App {
+        db: db.clone(),
+        network: config.network,
+        admin: config.admin,
+        key,
+        lifetime_secs: i64::try_from(config.statement_lifetime.as_secs()).unwrap_or(i64::MAX),
+        keys: KnownKeys::default(),
+        verifier: Verifier::new(),
+    });
     let (router, api) = router(app);
     let (health, probing) = watch(db.clone(), shutdown.clone());
     let served = rhizome_service::serve(listener, router, api, health, shutdown.clone()).await;
@@ -79,13 +139,17 @@ struct Description;
 
 fn router(app: Arc<App>) -> (Router, utoipa::openapi::OpenApi) {
     let described = OpenApiRouter::with_openapi(Description::openapi());
-    let (documented, api) = described.nest("/v1", resources()).split_for_parts();
+    let (documented, api) = described
+        .nest("/v1", resources())
+        .nest("/v2", uptime::routes().merge(v2::resources()))
+        .split_for_parts();
     let (again, _) = OpenApiRouter::new().nest("/api/v1", resources()).split_for_parts();
     // v4 asks browsers' origins nothing; its X-Auth is no cookie.
     let cors = CorsLayer::new()
         .allow_origin(Any)
         .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::PUT, Method::DELETE])
-        .allow_headers([header::CONTENT_TYPE, HeaderName::from_static("x-auth")]);
+        .allow_headers([header::CONTENT_TYPE, HeaderName::from_static("x-auth")])
+        .expose_headers([TOTAL_COUNT]);
     let router = documented.merge(again).method_not_allowed_fallback(no_such_method);
     (router.layer(cors).with_state(app), api)
 }
@@ -106,7 +170,8 @@ fn resources() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(farms::get, farms::update))
         .routes(routes!(nodes::create, nodes::list))
         .routes(routes!(nodes::get, nodes::update))
-        .routes(routes!(nodes::report_uptime))
+        .routes(routes!(uptime::report))
+        .routes(routes!(zos::get, zos::set))
         // The two that v4 serves with a slash behind them as well.
         .route("/accounts/", get(accounts::get).post(accounts::create))
         .route("/farms/", get(farms::list).post(farms::create))

@@ -6,20 +6,15 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
-use rhizome_model::registrar::{
-    Acknowledged, Node, NodeCreated, NodeRegistration, ONLINE_MINUTES, UptimeReport,
-};
+use rhizome_model::registrar::{Acknowledged, Node, NodeCreated, NodeRegistration, ONLINE_MINUTES};
 use rhizome_model::{AccountId, Failure, NodeId};
-use rhizome_service::clock;
 
 use crate::auth::Authenticated;
 use crate::db::{DbError, NodeFilter};
 use crate::error::{LedgerError, Reply};
-use crate::request::{Body, Params, parse_number};
+use crate::request::{Body, Params, Total, check_text, parse_number};
 use crate::{App, time};
 
-/// A report's time may be this far from ours.
-const UPTIME_WINDOW_SECS: u64 = 60;
 const MAX_INTERFACES: usize = 64;
 const MAX_ADDRESSES: usize = 64;
 const MAX_TEXT: usize = 256;
@@ -37,7 +32,7 @@ const MAX_AMOUNT: u64 = i64::MAX as u64;
 pub async fn list(
     State(app): State<Arc<App>>,
     query: Query<HashMap<String, String>>,
-) -> Reply<Json<Vec<Node>>> {
+) -> Reply<(Total, Json<Vec<Node>>)> {
     let params = Params::new(query, "*db.NodeFilter");
     // v4 reads it and makes nothing of it.
     params.flag("healthy")?;
@@ -51,8 +46,10 @@ pub async fn list(
         seen_after: (online.unwrap_or(minutes.is_some())).then_some(since),
         not_seen_after: (online == Some(false)).then_some(since),
     };
-    let nodes = app.db.nodes(&filter, params.page()?).await;
-    nodes.map(Json).map_err(|e| LedgerError::database("failed to list nodes", &e))
+    let failed = |e| LedgerError::database("failed to list nodes", &e);
+    let nodes = app.db.nodes(&filter, params.page()?).await.map_err(failed)?;
+    let total = app.db.count_nodes(&filter).await.map_err(failed)?;
+    Ok((Total(total), Json(nodes)))
 }
 
 /// One node.
@@ -79,7 +76,7 @@ pub async fn create(
     }
     check(&node).map_err(LedgerError::bad_request)?;
     caller.must_be(node.twin_id)?;
-    match app.db.create_node(&node).await {
+    match app.db.create_node(node.clone()).await {
         Ok(node_id) => {
             tracing::info!(node = %node_id, farm = %node.farm_id, account = %node.twin_id, "a node was registered");
             Ok((StatusCode::CREATED, Json(NodeCreated { node_id })))
@@ -114,45 +111,7 @@ pub async fn update(
     }
 }
 
-/// Takes a node's report that it is up.
-#[utoipa::path(post, path = "/nodes/{node_id}/uptime", tag = "nodes", params(("node_id" = u64, Path)),
-    request_body = UptimeReport, responses(
-    (status = 201, body = Acknowledged), (status = 400, body = Failure),
-    (status = 401, body = Failure), (status = 404, body = Failure)))]
-pub async fn report_uptime(
-    State(app): State<Arc<App>>,
-    caller: Authenticated,
-    Path(id): Path<String>,
-    body: Body,
-) -> Reply<(StatusCode, Json<Acknowledged>)> {
-    let id = node_id(&id, "Invalid node id")?;
-    let report: UptimeReport = body.json().map_err(LedgerError::bad_request)?;
-    let uptime = i64::try_from(report.uptime).ok().filter(|uptime| *uptime > 0);
-    let uptime =
-        uptime.ok_or_else(|| LedgerError::bad_request("uptime must be a number from 1"))?;
-    let known = find(&app, id, "node not found").await?;
-    caller.must_be(known.twin_id)?;
-    let now = clock::now_secs();
-    if report.timestamp.abs_diff(now) > UPTIME_WINDOW_SECS {
-        let text = format!(
-            "invalid timestamp hint: must be within ±60 seconds of the current time ({})",
-            time::rfc3339(time::now_micros())
-        );
-        return Err(LedgerError::bad_request(text).with_server_time(now));
-    }
-    let restarted = app
-        .db
-        .report_uptime(id, uptime, report.timestamp)
-        .await
-        .map_err(|e| LedgerError::database("failed to process uptime report", &e))?;
-    if restarted {
-        tracing::info!(node = %id, uptime_s = uptime, "a node has restarted");
-    }
-    let done = Acknowledged { message: "uptime reported successfully".into() };
-    Ok((StatusCode::CREATED, Json(done)))
-}
-
-async fn find(app: &App, id: NodeId, missing: &'static str) -> Reply<Node> {
+pub async fn find(app: &App, id: NodeId, missing: &'static str) -> Reply<Node> {
     app.db
         .node(id)
         .await
@@ -160,7 +119,7 @@ async fn find(app: &App, id: NodeId, missing: &'static str) -> Reply<Node> {
         .ok_or_else(|| LedgerError::not_found(missing))
 }
 
-fn node_id(text: &str, wrong: &'static str) -> Reply<NodeId> {
+pub fn node_id(text: &str, wrong: &'static str) -> Reply<NodeId> {
     parse_number(text).map(NodeId).map_err(|_| LedgerError::bad_request(wrong))
 }
 
@@ -188,8 +147,8 @@ fn check(node: &NodeRegistration) -> Result<(), String> {
         .chain([&location.longitude, &location.latitude])
         .chain(&node.supervisor_url)
         .chain(interfaces);
-    if texts.into_iter().any(|text| text.len() > MAX_TEXT) {
-        return Err(format!("no text may be longer than {MAX_TEXT} bytes"));
+    for text in texts {
+        check_text(text, MAX_TEXT)?;
     }
     if let Some(url) = &node.supervisor_url
         && !url.starts_with("http://")

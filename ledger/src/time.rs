@@ -6,8 +6,14 @@ pub fn now_micros() -> i64 {
     jiff::Timestamp::now().as_microsecond()
 }
 
+pub use rhizome_service::clock::now_secs;
+
 pub fn micros_of_secs(secs: i64) -> i64 {
     secs.saturating_mul(1_000_000)
+}
+
+pub fn secs_of_micros(micros: i64) -> i64 {
+    micros.div_euclid(1_000_000)
 }
 
 /// A node that was seen after this is online.

@@ -4,6 +4,8 @@
 
 #[path = "it/mod.rs"]
 mod it;
+#[path = "it/kill_database.rs"]
+mod kill_database;
 
 use it::harness;
 

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-#[path = "it/copied.rs"]
-mod copied;
 #[path = "it/mod.rs"]
 mod it;
 

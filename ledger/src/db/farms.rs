@@ -2,9 +2,11 @@
 
 use rhizome_database::{FromRow, query};
 use rhizome_model::registrar::{Farm, NewFarm};
+use rhizome_model::statement::Subject;
 use rhizome_model::{AccountId, FarmId};
 
-use super::{Db, DbError, Page, column, id_of, next_id};
+use super::conditions::Conditions;
+use super::{Db, DbError, Page, access, audit, column, id_of, next_id};
 use crate::time;
 
 #[derive(FromRow)]
@@ -39,6 +41,7 @@ pub struct FarmFilter {
     /// A part of the name, in letters of any case.
     pub name_part: Option<String>,
     pub account: Option<u64>,
+    pub dedicated: Option<bool>,
 }
 
 impl Db {
@@ -58,6 +61,9 @@ impl Db {
         .bind(time::now_micros())
         .execute(&mut tx)
         .await?;
+        let detail = serde_json::to_string(farm).map_err(DbError::corrupt)?;
+        let made = changed("farm.create", Some(farm.twin_id), FarmId(id_of(id)), detail);
+        audit::note(&mut tx, [made]).await?;
         tx.commit().await?;
         Ok(FarmId(id_of(id)))
     }
@@ -68,23 +74,24 @@ impl Db {
     }
 
     pub async fn farms(&self, filter: &FarmFilter, page: Page) -> Result<Vec<Farm>, DbError> {
-        let pattern = filter.name_part.as_deref().map(pattern_of_part);
-        let rows: Vec<FarmRow> = query(
-            r"SELECT id, name, account, stellar_address, dedicated, created_at, updated_at
-              FROM farms
-              WHERE (CAST($1 AS BIGINT) IS NULL OR id = $1)
-                AND (CAST($2 AS TEXT) IS NULL OR lower(name) LIKE $2 ESCAPE '\')
-                AND (CAST($3 AS BIGINT) IS NULL OR account = $3)
-              ORDER BY id LIMIT $4 OFFSET $5",
-        )
-        .bind(filter.id.map(column))
-        .bind(pattern)
-        .bind(filter.account.map(column))
-        .bind(page.limit)
-        .bind(page.offset)
-        .fetch_all(&self.database)
-        .await?;
+        let filter = filter.conditions();
+        let (limit, offset) = (filter.next(), filter.next() + 1);
+        let sql = format!(
+            "SELECT id, name, account, stellar_address, dedicated, created_at, updated_at
+             FROM {} ORDER BY id LIMIT ${limit} OFFSET ${offset}",
+            filter.from(),
+        );
+        let rows: Vec<FarmRow> =
+            filter.bound(sql).bind(page.limit).bind(page.offset).fetch_all(&self.database).await?;
         Ok(rows.into_iter().map(Into::into).collect())
+    }
+
+    /// How many farms there are of a filter.
+    pub async fn count_farms(&self, filter: &FarmFilter) -> Result<u64, DbError> {
+        let filter = filter.conditions();
+        let sql = format!("SELECT COUNT(*) FROM {}", filter.from());
+        let (count,) = filter.bound(sql).fetch_one::<(i64,)>(&self.database).await?;
+        Ok(id_of(count))
     }
 
     /// Changes what is given. [`DbError::Duplicate`] when the name is taken.
@@ -93,21 +100,54 @@ impl Db {
         id: FarmId,
         name: Option<&str>,
         stellar_address: Option<&str>,
+        dedicated: Option<bool>,
     ) -> Result<(), DbError> {
         let mut tx = self.begin().await?;
         query(
             "UPDATE farms SET name = COALESCE($2, name),
-                              stellar_address = COALESCE($3, stellar_address), updated_at = $4
+                              stellar_address = COALESCE($3, stellar_address),
+                              dedicated = COALESCE(CAST($4 AS BOOLEAN), dedicated),
+                              updated_at = $5
              WHERE id = $1",
         )
         .bind(column(id.0))
         .bind(name)
         .bind(stellar_address)
+        .bind(dedicated)
         .bind(time::now_micros())
         .execute(&mut tx)
         .await?;
+        let detail = serde_json::json!({
+            "farm_name": name, "stellar_address": stellar_address, "dedicated": dedicated,
+        });
+        let owner = access::owner_of(&mut tx, id).await?;
+        let change = changed("farm.update", owner, id, detail.to_string());
+        audit::note(&mut tx, [change]).await?;
         tx.commit().await?;
         Ok(())
+    }
+}
+
+/// On the routes of v4 only the owner makes and changes a farm.
+fn changed(
+    action: &'static str,
+    owner: Option<AccountId>,
+    farm: FarmId,
+    detail: String,
+) -> audit::Change {
+    audit::Change { account: owner, key: None, action, subject: Subject::Farm(farm), detail }
+}
+
+impl FarmFilter {
+    fn conditions(&self) -> Conditions {
+        let mut conditions = Conditions::new("id", "farms");
+        conditions.add_some("id", "=", self.id.map(column));
+        conditions.add_some("account", "=", self.account.map(column));
+        conditions.add_some("dedicated", "=", self.dedicated);
+        if let Some(part) = &self.name_part {
+            conditions.add(r"lower(name) LIKE {} ESCAPE '\'", pattern_of_part(part));
+        }
+        conditions
     }
 }
 

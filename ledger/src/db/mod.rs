@@ -4,19 +4,36 @@
 //! (`rhizome_database`): no check that it makes can be outdated when it writes. Ids come from a row,
 //! so several ledgers on one PostgreSQL give no id twice.
 
+pub mod access;
 mod accounts;
+pub mod audit;
+mod availability;
+mod conditions;
 mod farms;
+pub mod keys;
 mod nodes;
+pub mod revisions;
+mod rows;
+mod status;
+mod uptime;
+mod zos;
 
-use rhizome_database::{Database, DatabaseUrl, Migrator, Tx, query};
-use rhizome_model::{Code, Failure};
+use rhizome_database::{Batches, Database, DatabaseUrl, Migrator, Tx, query};
+use rhizome_model::{Code, Failure, KeyId};
 
 pub use rhizome_database::Error as DbError;
 
 pub use farms::FarmFilter;
 pub use nodes::NodeFilter;
+pub use rows::insert as insert_rows;
+pub use status::{StatusFilter, put_report};
+pub use uptime::{Delivered, Delivery};
 
-static MIGRATIONS: Migrator = sqlx::migrate!();
+use accounts::{AccountMade, NewAccountRow};
+use nodes::NodeMade;
+use rhizome_model::registrar::NodeRegistration;
+
+pub static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// Which rows of a list.
 #[derive(Debug, Clone, Copy)]
@@ -25,9 +42,13 @@ pub struct Page {
     pub offset: i64,
 }
 
-#[derive(Debug, Clone)]
+/// What comes in numbers is committed together.
+#[derive(Clone)]
 pub struct Db {
     database: Database,
+    accounts: Batches<NewAccountRow, AccountMade>,
+    nodes: Batches<NodeRegistration, NodeMade>,
+    reports: Batches<Delivery, Delivered>,
 }
 
 impl Db {
@@ -38,8 +59,13 @@ impl Db {
             Failure::new(Code::StateNotWritable, message)
         };
         let database = Database::open(url, &MIGRATIONS).await.map_err(|e| fail(&e))?;
-        let db = Self { database };
-        let made_for = db.made_for(network).await.map_err(|e| fail(&e))?;
+        let db = Self {
+            accounts: Batches::new(database.clone(), |tx, all| Box::pin(accounts::create(tx, all))),
+            nodes: Batches::new(database.clone(), |tx, all| Box::pin(nodes::create(tx, all))),
+            reports: Batches::new(database.clone(), |tx, all| Box::pin(uptime::take(tx, all))),
+            database,
+        };
+        let made_for = db.first_setting("network", network).await.map_err(|e| fail(&e))?;
         if made_for != network {
             return Err(fail(&format!(
                 "it is the ledger of the network '{made_for}', not of '{network}'"
@@ -48,18 +74,20 @@ impl Db {
         Ok(db)
     }
 
-    /// The network of this database; the one that opens it first.
-    async fn made_for(&self, network: &str) -> Result<String, DbError> {
+    /// The value of a setting: whoever sets it first sets it for ever.
+    async fn first_setting(&self, name: &str, value: &str) -> Result<String, DbError> {
         let mut tx = self.database.begin().await?;
-        query("INSERT INTO settings (name, value) VALUES ('network', $1) ON CONFLICT (name) DO NOTHING")
-            .bind(network)
+        query("INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
+            .bind(name)
+            .bind(value)
             .execute(&mut tx)
             .await?;
-        let (made_for,) = query("SELECT value FROM settings WHERE name = 'network'")
+        let (set,) = query("SELECT value FROM settings WHERE name = $1")
+            .bind(name)
             .fetch_one::<(String,)>(&mut tx)
             .await?;
         tx.commit().await?;
-        Ok(made_for)
+        Ok(set)
     }
 
     /// Whether it answers.
@@ -71,9 +99,46 @@ impl Db {
         self.database.close().await;
     }
 
-    async fn begin(&self) -> Result<Tx, DbError> {
+    /// The last id of a kind that was given.
+    async fn last_id(&self, kind: &str) -> Result<u64, DbError> {
+        let (last,) = query("SELECT last FROM sequences WHERE name = $1")
+            .bind(kind)
+            .fetch_one::<(i64,)>(&self.database)
+            .await?;
+        Ok(id_of(last))
+    }
+
+    /// That statements of this database are signed with this key; the first one counts for ever.
+    pub async fn signs_with(&self, key: &KeyId) -> Result<(), Failure> {
+        let fail = |e: &dyn std::fmt::Display| {
+            Failure::new(Code::StateNotWritable, format!("the ledger's signing key: {e}"))
+        };
+        let known = self.first_setting("signing_key", &key.to_string()).await;
+        let known = known.map_err(|e| fail(&e))?;
+        if known == key.to_string() {
+            return Ok(());
+        }
+        Err(fail(&format!(
+            "this database's statements are signed with {known}, not with {key}; give every ledger \
+             of it the same key file with --signing-key"
+        )))
+    }
+
+    /// Begins a change.
+    pub async fn begin(&self) -> Result<Tx, DbError> {
         self.database.begin().await
     }
+}
+
+/// Walks through the audit log of a database that may be in use.
+pub async fn verify_audit(
+    url: &DatabaseUrl,
+    kept: Option<(u64, String)>,
+) -> Result<audit::Verdict, DbError> {
+    let database = Database::open(url, &MIGRATIONS).await?;
+    let verdict = audit::verify(&database, kept).await;
+    database.close().await;
+    verdict
 }
 
 /// The next id of a kind. A transaction that is not committed does not use it up.
@@ -104,7 +169,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = DatabaseUrl::sqlite(dir.path().join("sub/ledger.sqlite"));
         Db::open(&path, "dev").await.unwrap().close().await;
-        let failure = Db::open(&path, "main").await.unwrap_err();
+        let failure = Db::open(&path, "main").await.err().unwrap();
         assert!(failure.message.contains("network 'dev'"), "{failure}");
         Db::open(&path, "dev").await.unwrap();
     }
@@ -114,7 +179,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger.sqlite");
         std::fs::write(&path, vec![b'x'; 8192]).unwrap();
-        let failure = Db::open(&DatabaseUrl::sqlite(&path), "dev").await.unwrap_err();
+        let failure = Db::open(&DatabaseUrl::sqlite(&path), "dev").await.err().unwrap();
         assert_eq!(failure.code, Code::StateNotWritable);
         assert!(failure.message.contains("ledger.sqlite"), "{failure}");
     }

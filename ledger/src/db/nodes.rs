@@ -1,15 +1,14 @@
 //! Nodes and their uptime.
 
-use rhizome_database::{FromRow, query};
+use rhizome_database::{FromRow, Tx, query};
 use rhizome_model::registrar::{Node, NodeRegistration, Resources};
+use rhizome_model::statement::Subject;
 use rhizome_model::{AccountId, FarmId, NodeId};
 
 use super::accounts::key_of;
-use super::{Db, DbError, Page, column, id_of, next_id};
+use super::conditions::Conditions;
+use super::{Db, DbError, Page, access, audit, column, id_of, next_id, revisions};
 use crate::time;
-
-/// Clocks are corrected by some seconds; a later start than this is a restart.
-const RESTART_SLACK_SECS: i64 = 120;
 
 #[derive(FromRow)]
 struct NodeRow {
@@ -27,7 +26,7 @@ struct NodeRow {
     serial_number: String,
     supervisor_url: Option<String>,
     approved: bool,
-    last_seen: Option<i64>,
+    last_seen: i64,
     created_at: i64,
     updated_at: i64,
     public_key: Vec<u8>,
@@ -51,8 +50,8 @@ impl TryFrom<NodeRow> for Node {
             secure_boot: row.secure_boot,
             virtualized: row.virtualized,
             serial_number: row.serial_number,
-            last_seen: row.last_seen.map(time::rfc3339),
-            online: row.last_seen.is_some_and(|seen| seen > time::online_since()),
+            last_seen: Some(row.last_seen).filter(|seen| *seen > 0).map(time::rfc3339),
+            online: row.last_seen > time::online_since(),
             created_at: time::rfc3339(row.created_at),
             updated_at: time::rfc3339(row.updated_at),
             approved: row.approved,
@@ -63,7 +62,7 @@ impl TryFrom<NodeRow> for Node {
 }
 
 /// Which nodes; what is not named does not matter.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct NodeFilter {
     pub id: Option<u64>,
     pub farm: Option<u64>,
@@ -74,43 +73,94 @@ pub struct NodeFilter {
     pub not_seen_after: Option<i64>,
 }
 
-impl Db {
-    /// [`DbError::Duplicate`] when the account has a node, [`DbError::Dangling`] when there is no
-    /// such farm.
-    pub async fn create_node(&self, node: &NodeRegistration) -> Result<NodeId, DbError> {
-        let mut tx = self.begin().await?;
-        let id = next_id(&mut tx, "node").await?;
-        query(
-            "INSERT INTO nodes (id, farm, account, location, hru, sru, cru, mru, interfaces,
-                                secure_boot, virtualized, serial_number, supervisor_url,
-                                approved, last_seen, created_at, updated_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, NULL, $15, $15)",
+/// [`DbError::Duplicate`] when the account has a node, [`DbError::Dangling`] when there is no such
+/// farm.
+pub type NodeMade = Result<NodeId, DbError>;
+
+/// Registers nodes in one commit. Who is refused changes nothing.
+pub(super) async fn create(
+    tx: &mut Tx,
+    nodes: Vec<NodeRegistration>,
+) -> Result<Vec<NodeMade>, DbError> {
+    let mut made = Vec::with_capacity(nodes.len());
+    let mut notes = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        let (taken, farm): (bool, bool) = query(
+            "SELECT EXISTS (SELECT 1 FROM nodes WHERE account = $1),
+                    EXISTS (SELECT 1 FROM farms WHERE id = $2)",
         )
-        .bind(id)
-        .bind(column(node.farm_id.0))
         .bind(column(node.twin_id.0))
-        .bind(serde_json::to_string(&node.location).map_err(DbError::corrupt)?)
-        .bind(column(node.resources.hru))
-        .bind(column(node.resources.sru))
-        .bind(column(node.resources.cru))
-        .bind(column(node.resources.mru))
-        .bind(serde_json::to_string(&node.interfaces).map_err(DbError::corrupt)?)
-        .bind(node.secure_boot)
-        .bind(node.virtualized)
-        .bind(&node.serial_number)
-        .bind(node.supervisor_url.as_deref())
-        .bind(false)
-        .bind(time::now_micros())
-        .execute(&mut tx)
+        .bind(column(node.farm_id.0))
+        .fetch_one(&mut *tx)
         .await?;
-        tx.commit().await?;
-        Ok(NodeId(id_of(id)))
+        made.push(match (taken, farm) {
+            (true, _) => Err(DbError::Duplicate),
+            (false, false) => Err(DbError::Dangling),
+            (false, true) => {
+                let id = insert(tx, &node).await?;
+                notes.push(changed("node.create", node.twin_id, id, &node)?);
+                Ok(id)
+            }
+        });
+    }
+    audit::note(tx, notes).await?;
+    Ok(made)
+}
+
+/// On the routes of v4 only its own account registers and changes a node.
+fn changed(
+    action: &'static str,
+    account: AccountId,
+    node: NodeId,
+    registration: &NodeRegistration,
+) -> Result<audit::Change, DbError> {
+    let detail = serde_json::to_string(registration).map_err(DbError::corrupt)?;
+    let (account, subject) = (Some(account), Subject::Node(node));
+    Ok(audit::Change { account, key: None, action, subject, detail })
+}
+
+async fn insert(tx: &mut Tx, node: &NodeRegistration) -> Result<NodeId, DbError> {
+    let id = next_id(tx, "node").await?;
+    query(
+        "INSERT INTO nodes (id, farm, account, location, hru, sru, cru, mru, interfaces,
+                            secure_boot, virtualized, serial_number, supervisor_url,
+                            approved, created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $15)",
+    )
+    .bind(id)
+    .bind(column(node.farm_id.0))
+    .bind(column(node.twin_id.0))
+    .bind(serde_json::to_string(&node.location).map_err(DbError::corrupt)?)
+    .bind(column(node.resources.hru))
+    .bind(column(node.resources.sru))
+    .bind(column(node.resources.cru))
+    .bind(column(node.resources.mru))
+    .bind(serde_json::to_string(&node.interfaces).map_err(DbError::corrupt)?)
+    .bind(node.secure_boot)
+    .bind(node.virtualized)
+    .bind(&node.serial_number)
+    .bind(node.supervisor_url.as_deref())
+    .bind(false)
+    .bind(time::now_micros())
+    .execute(&mut *tx)
+    .await?;
+    query("INSERT INTO presence (node, last_seen, sequence) VALUES ($1, 0, 0)")
+        .bind(id)
+        .execute(tx)
+        .await?;
+    Ok(NodeId(id_of(id)))
+}
+
+impl Db {
+    pub async fn create_node(&self, node: NodeRegistration) -> NodeMade {
+        self.nodes.submit(node).await?
     }
 
     /// Replaces what a node says about itself. A `supervisor_url` that is not given stays: v4
     /// clients do not know it. Approval is for one farm.
     pub async fn update_node(&self, id: NodeId, node: &NodeRegistration) -> Result<(), DbError> {
         let mut tx = self.begin().await?;
+        let before = access::place_of(&mut tx, id).await?;
         query(
             "UPDATE nodes SET approved = (approved AND farm = $2), farm = $2, location = $3,
                               hru = $4, sru = $5, cru = $6, mru = $7, interfaces = $8,
@@ -133,6 +183,12 @@ impl Db {
         .bind(time::now_micros())
         .execute(&mut tx)
         .await?;
+        if let Some((farm, account)) = before {
+            audit::note(&mut tx, [changed("node.update", account, id, node)?]).await?;
+            if farm != node.farm_id {
+                revisions::touch(&mut tx, [Subject::Node(id)]).await?;
+            }
+        }
         tx.commit().await?;
         Ok(())
     }
@@ -143,66 +199,54 @@ impl Db {
     }
 
     pub async fn nodes(&self, filter: &NodeFilter, page: Page) -> Result<Vec<Node>, DbError> {
-        let rows: Vec<NodeRow> = query(
+        // Which ones first, by narrow rows and indexes; then what the page shows of them.
+        let filter = filter.conditions();
+        let (limit, offset) = (filter.next(), filter.next() + 1);
+        let sql = format!(
             "SELECT n.id, n.farm, n.account, n.location, n.hru, n.sru, n.cru, n.mru, n.interfaces,
                     n.secure_boot, n.virtualized, n.serial_number, n.supervisor_url, n.approved,
-                    n.last_seen, n.created_at, n.updated_at, a.public_key
-             FROM nodes n JOIN accounts a ON a.id = n.account
-             WHERE (CAST($1 AS BIGINT) IS NULL OR n.id = $1)
-               AND (CAST($2 AS BIGINT) IS NULL OR n.farm = $2)
-               AND (CAST($3 AS BIGINT) IS NULL OR n.account = $3)
-               AND (CAST($4 AS BIGINT) IS NULL OR n.last_seen > $4)
-               AND (CAST($5 AS BIGINT) IS NULL OR n.last_seen IS NULL OR n.last_seen <= $5)
-             ORDER BY n.id LIMIT $6 OFFSET $7",
-        )
-        .bind(filter.id.map(column))
-        .bind(filter.farm.map(column))
-        .bind(filter.account.map(column))
-        .bind(filter.seen_after)
-        .bind(filter.not_seen_after)
-        .bind(page.limit)
-        .bind(page.offset)
-        .fetch_all(&self.database)
-        .await?;
+                    p.last_seen, n.created_at, n.updated_at, a.public_key
+             FROM (SELECT {id} AS id FROM {from} ORDER BY {id} LIMIT ${limit} OFFSET ${offset}) page
+             JOIN nodes n ON n.id = page.id
+             JOIN presence p ON p.node = n.id
+             JOIN accounts a ON a.id = n.account
+             ORDER BY n.id",
+            id = filter.id,
+            from = filter.from(),
+        );
+        let rows: Vec<NodeRow> =
+            filter.bound(sql).bind(page.limit).bind(page.offset).fetch_all(&self.database).await?;
         rows.into_iter().map(TryInto::try_into).collect()
     }
 
-    /// Writes a report down and moves `last_seen` forwards, never back. A report that is sent again
-    /// is the same report. Whether the node restarted since the last one.
-    pub async fn report_uptime(&self, id: NodeId, uptime: i64, at: i64) -> Result<bool, DbError> {
-        let mut tx = self.begin().await?;
-        let before: Option<(i64, i64)> = query(
-            "SELECT uptime, reported_at FROM uptime_reports
-             WHERE node = $1 AND reported_at < $2 ORDER BY reported_at DESC LIMIT 1",
-        )
-        .bind(column(id.0))
-        .bind(at)
-        .fetch_optional(&mut tx)
-        .await?;
-        let was_restart = before.is_some_and(|(uptime_then, then)| {
-            at.saturating_sub(uptime) > then.saturating_sub(uptime_then) + RESTART_SLACK_SECS
-        });
-        query(
-            "INSERT INTO uptime_reports (node, reported_at, uptime, was_restart)
-             VALUES ($1, $2, $3, $4)
-             ON CONFLICT (node, reported_at)
-             DO UPDATE SET uptime = excluded.uptime, was_restart = excluded.was_restart",
-        )
-        .bind(column(id.0))
-        .bind(at)
-        .bind(uptime)
-        .bind(was_restart)
-        .execute(&mut tx)
-        .await?;
-        query(
-            "UPDATE nodes SET last_seen = $2
-             WHERE id = $1 AND (last_seen IS NULL OR last_seen < $2)",
-        )
-        .bind(column(id.0))
-        .bind(time::micros_of_secs(at))
-        .execute(&mut tx)
-        .await?;
-        tx.commit().await?;
-        Ok(was_restart)
+    /// How many nodes there are of a filter.
+    pub async fn count_nodes(&self, filter: &NodeFilter) -> Result<u64, DbError> {
+        if *filter == NodeFilter::default() {
+            // Ids have no gaps, and no node is ever removed.
+            return self.last_id("node").await;
+        }
+        let filter = filter.conditions();
+        let sql = format!("SELECT COUNT(*) FROM {}", filter.from());
+        let (count,) = filter.bound(sql).fetch_one::<(i64,)>(&self.database).await?;
+        Ok(id_of(count))
+    }
+}
+
+impl NodeFilter {
+    fn conditions(&self) -> Conditions {
+        let of_nodes = self.farm.is_some() || self.account.is_some();
+        let of_presence = self.seen_after.is_some() || self.not_seen_after.is_some();
+        let (id, tables) = match (of_nodes, of_presence) {
+            (false, true) => ("p.node", "presence p"),
+            (true, true) => ("n.id", "nodes n JOIN presence p ON p.node = n.id"),
+            (_, false) => ("n.id", "nodes n"),
+        };
+        let mut conditions = Conditions::new(id, tables);
+        conditions.add_some(id, "=", self.id.map(column));
+        conditions.add_some("n.farm", "=", self.farm.map(column));
+        conditions.add_some("n.account", "=", self.account.map(column));
+        conditions.add_some("p.last_seen", ">", self.seen_after);
+        conditions.add_some("p.last_seen", "<=", self.not_seen_after);
+        conditions
     }
 }

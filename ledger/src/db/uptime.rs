@@ -48,6 +48,7 @@ struct KnownRow {
     id: i64,
     account: i64,
     public_key: Vec<u8>,
+    revoked: bool,
     last_seen: i64,
     up_from: Option<i64>,
     up_until: Option<i64>,
@@ -59,7 +60,8 @@ struct KnownRow {
 /// A node of this batch.
 struct Known {
     account: AccountId,
-    key: KeyId,
+    /// None once all keys of the account are revoked.
+    key: Option<KeyId>,
     last_seen: i64,
     history: History,
     /// What the tables hold beside the last span; only as far as it was read.
@@ -91,7 +93,7 @@ pub(super) async fn take(
         let answer = match nodes.get_mut(&delivery.node) {
             None => Delivered::NoSuchNode,
             Some(node) if node.account != delivery.by => Delivered::NotItsNode,
-            Some(node) if node.key != delivery.key => Delivered::KeyChanged,
+            Some(node) if node.key != Some(delivery.key) => Delivered::KeyChanged,
             Some(node) => deliver(tx, node, delivery).await?,
         };
         answers.push(answer);
@@ -131,7 +133,7 @@ async fn known(tx: &mut Tx, deliveries: &[Delivery]) -> Result<BTreeMap<NodeId, 
     let ids: BTreeSet<_> = deliveries.iter().map(|d| column(d.node.0)).collect();
     let found: Vec<KnownRow> = rows::fetch(
         tx,
-        "SELECT n.id, n.account, a.public_key, p.last_seen, p.up_from, p.up_until, p.boot,
+        "SELECT n.id, n.account, a.public_key, a.revoked, p.last_seen, p.up_from, p.up_until, p.boot,
                 p.booted_at, p.sequence
          FROM nodes n JOIN accounts a ON a.id = n.account JOIN presence p ON p.node = n.id
          WHERE n.id IN {}",
@@ -154,7 +156,7 @@ impl TryFrom<KnownRow> for Known {
         };
         Ok(Self {
             account: AccountId(id_of(row.account)),
-            key: key_of(row.public_key)?,
+            key: (!row.revoked).then_some(key_of(row.public_key)?),
             last_seen: row.last_seen,
             history: History { now, ..History::default() },
             read: None,

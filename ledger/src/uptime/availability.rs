@@ -44,7 +44,7 @@ pub async fn of_node(
         up_s: (length - down).unsigned_abs(),
         share: share(length - down, length),
         gaps,
-        events: record.events,
+        events: record.events.into_iter().filter(|event| event.at >= window.from).collect(),
     }))
 }
 

@@ -21,25 +21,47 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 pub struct Home {
     pub url: DatabaseUrl,
     _file: Option<tempfile::TempDir>,
-    _server: Option<PostgresServer>,
+    keys: tempfile::TempDir,
+    #[allow(dead_code, reason = "only where it is a process of its own it can be killed")]
+    pub server: Option<PostgresServer>,
 }
 
 impl Home {
     pub async fn new() -> Self {
         match crate::STORE {
             Store::Sqlite => Self::of_file(tempfile::tempdir().unwrap()),
-            Store::Postgres => {
-                // A kill loses nothing of what the kernel has, and tests cut no power.
-                let template = Path::new(env!("CARGO_TARGET_TMPDIR")).join("postgres-cluster");
-                let server = PostgresServer::start(&["fsync=off"], Some(&template)).await.unwrap();
-                Self { url: server.database(), _file: None, _server: Some(server) }
-            }
+            Store::Postgres => Self::new_postgres().await,
         }
+    }
+
+    pub async fn new_postgres() -> Self {
+        // A kill loses nothing of what the kernel has, and tests cut no power.
+        let template = Path::new(env!("CARGO_TARGET_TMPDIR")).join("postgres-cluster");
+        let server = PostgresServer::start(&["fsync=off"], Some(&template)).await.unwrap();
+        let keys = tempfile::tempdir().unwrap();
+        Self { url: server.database(), _file: None, keys, server: Some(server) }
+    }
+
+    /// The same database, whose ledger signs with the key of another.
+    pub fn with_keys_of(self, other: &Self) -> Self {
+        std::fs::copy(other.config().signing_key, self.config().signing_key).unwrap();
+        self
     }
 
     pub fn of_file(folder: tempfile::TempDir) -> Self {
         let url = DatabaseUrl::sqlite(folder.path().join("ledger.sqlite"));
-        Self { url, _file: Some(folder), _server: None }
+        let keys = tempfile::tempdir().unwrap();
+        Self { url, _file: Some(folder), keys, server: None }
+    }
+
+    pub fn config(&self) -> LedgerConfig {
+        LedgerConfig {
+            database: self.url.clone(),
+            network: "dev".into(),
+            admin: rhizome_ledger::ADMIN,
+            signing_key: self.keys.path().join("ledger.key"),
+            statement_lifetime: rhizome_ledger::STATEMENT_LIFETIME,
+        }
     }
 }
 
@@ -63,7 +85,7 @@ impl Ledger {
         let listener = rhizome_service::http::bind(listen).await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let config = LedgerConfig { database: home.url.clone(), network: "dev".into() };
+        let config = home.config();
         let task = tokio::spawn(rhizome_ledger::run(config, listener, stop.clone()));
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         Self { address, home, http, stop, task: Some(task) }
@@ -83,20 +105,103 @@ impl Ledger {
         self.home
     }
 
+    /// One more ledger on the same database, and what stops it.
+    pub async fn beside(&self) -> (Self, CancellationToken) {
+        let listener = rhizome_service::http::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(rhizome_ledger::run(self.home.config(), listener, stop.clone()));
+        // The database stays the first one's.
+        let home = Home::of_file(tempfile::tempdir().unwrap());
+        let http = self.http.clone();
+        (Self { address, home, http, stop: stop.clone(), task: None }, stop)
+    }
+
+    /// A ledger that somebody else has started.
+    pub fn elsewhere(address: SocketAddr, home: Home) -> Self {
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        Self { address, home, http, stop: CancellationToken::new(), task: None }
+    }
+
     pub fn base(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    #[allow(dead_code, reason = "for the tests that only SQLite has")]
-    pub fn sqlite_file(&self) -> &Path {
-        match &self.home.url {
-            DatabaseUrl::Sqlite(file) => file,
-            DatabaseUrl::Postgres(url) => panic!("{url} is no file"),
-        }
-    }
-
     pub async fn get(&self, path: &str) -> Answer {
         self.call(Method::GET, path, None, None).await
+    }
+
+    /// A call signed with a key as `/v2` wants it.
+    pub async fn signed(
+        &self,
+        method: Method,
+        path: &str,
+        key: &SigningKey,
+        body: impl Into<String>,
+    ) -> Answer {
+        let body = body.into();
+        let headers = sign(key, &method, path, &body);
+        self.with_headers(method, path, headers, body).await
+    }
+
+    pub async fn with_headers(
+        &self,
+        method: Method,
+        path: &str,
+        headers: http::HeaderMap,
+        body: String,
+    ) -> Answer {
+        let request = self.http.request(method, format!("{}{path}", self.base())).headers(headers);
+        let response = request.body(body).send().await.unwrap();
+        let status = response.status().as_u16();
+        (status, serde_json::from_str(&response.text().await.unwrap()).unwrap())
+    }
+
+    /// The status and the body of a signed call, whatever the body is.
+    pub async fn text(
+        &self,
+        method: Method,
+        path: &str,
+        who: &Caller,
+        body: &Value,
+    ) -> (u16, String) {
+        let auth = x_auth(&who.key, who.id, now());
+        let request = self.http.request(method, format!("{}{path}", self.base()));
+        let response = request.header("X-Auth", auth).body(body.to_string()).send().await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    }
+
+    /// A page of a list, and how many there are in all.
+    pub async fn list(&self, path: &str) -> (usize, Vec<Value>) {
+        let response = self.http.get(format!("{}{path}", self.base())).send().await.unwrap();
+        assert_eq!(response.status(), 200, "{path}");
+        let total = response.headers()["x-total-count"].to_str().unwrap().parse().unwrap();
+        (total, response.json().await.unwrap())
+    }
+
+    /// A call that may come to nothing: no answer, or none that is JSON.
+    pub async fn try_call(
+        &self,
+        method: Method,
+        path: &str,
+        headers: Option<http::HeaderMap>,
+        body: String,
+    ) -> Option<Answer> {
+        let request = self.http.request(method, format!("{}{path}", self.base()));
+        let request = request.headers(headers.unwrap_or_default()).body(body);
+        let response = request.timeout(DEADLINE).send().await.ok()?;
+        Some((response.status().as_u16(), response.json().await.ok()?))
+    }
+
+    pub async fn try_signed(
+        &self,
+        method: Method,
+        path: &str,
+        key: &SigningKey,
+        body: String,
+    ) -> Option<Answer> {
+        let headers = sign(key, &method, path, &body);
+        self.try_call(method, path, Some(headers), body).await
     }
 
     /// A call with the JSON of `body`, signed as `who`.
@@ -159,6 +264,14 @@ impl Ledger {
 pub struct Caller {
     pub key: SigningKey,
     pub id: u64,
+}
+
+/// The headers of RFC 9421 for a request.
+pub fn sign(key: &SigningKey, method: &Method, path: &str, body: &str) -> http::HeaderMap {
+    let (route, query) = path.split_once('?').map_or((path, None), |(r, q)| (r, Some(q)));
+    let headers =
+        rhizome_identity::http_signature::sign(key, method, route, query, body.as_bytes(), now());
+    headers.unwrap().into_iter().collect()
 }
 
 pub fn now() -> i64 {

@@ -30,6 +30,7 @@ async fn serve() {
         database: text("database").parse().unwrap(),
         signing_key: text("signing_key").into(),
         network: "dev".into(),
+        admin: rhizome_ledger::ADMIN,
         statement_lifetime: rhizome_ledger::STATEMENT_LIFETIME,
     };
     rhizome_ledger::run(config, listener, CancellationToken::new()).await.unwrap();

@@ -3,10 +3,17 @@
 
 mod accounts;
 mod auth;
+mod backup;
 mod client;
 mod crash;
 mod farms;
+mod filters;
 pub mod harness;
+mod hostile;
+pub mod kill;
 mod manager;
 mod nodes;
 mod service;
+mod uptime;
+mod v2;
+mod zos;
