@@ -75,6 +75,30 @@ async fn a_placement_takes_the_freest_nodes_that_work() {
 }
 
 #[tokio::test]
+async fn nodes_that_nobody_approved_of_and_closed_farms_are_passed_over() {
+    let world = World::new(2).await;
+    world.ledger.disapprove(1);
+    let place = async |user: &User, count| {
+        let request = PlacementRequest { count };
+        let reply = user.client.post::<PlacementReply>("/v1/placements", &request).await;
+        reply.map(|r| r.nodes.iter().map(|n| n.id.0).collect::<Vec<_>>())
+    };
+    let (owner, other) = (world.user(1), world.user(2));
+    assert_eq!(place(&other, 1).await.unwrap(), [2]);
+    let failure = place(&other, 2).await.unwrap_err();
+    assert!(failure.detail.unwrap().contains("has not approved of it"));
+    // Who holds what the ledger said before is told with the next poll: here, by a new coord.
+    world.ledger.close_farm();
+    let world = world.with_coord_that_knows_nothing().await;
+    assert_eq!(place(&owner, 1).await.unwrap(), [2]);
+    let failure = place(&other, 1).await.unwrap_err();
+    assert!(failure.detail.unwrap().contains("rhizome grant"));
+    let refused = other.submit(other.sign(&other.document("app", 1, &[2]))).await.unwrap_err();
+    assert_eq!(refused.code, Code::NotGranted);
+    drop(world);
+}
+
+#[tokio::test]
 async fn accounts_are_found_by_their_key() {
     let world = World::new(0).await;
     let user = world.user(1);

@@ -21,6 +21,8 @@ const LIFETIME: i64 = 3600;
 struct Books {
     accounts: BTreeMap<AccountId, KeyId>,
     nodes: BTreeMap<NodeId, Node>,
+    unwanted: Vec<NodeId>,
+    closed: bool,
 }
 
 type Shared = Arc<Mutex<Books>>;
@@ -73,6 +75,16 @@ impl FakeLedger {
         self.books.lock().unwrap().nodes.insert(id, node);
     }
 
+    /// Nobody has approved of this node.
+    pub fn disapprove(&self, id: u64) {
+        self.books.lock().unwrap().unwanted.push(NodeId(id));
+    }
+
+    /// Closes the farm to all but account 1.
+    pub fn close_farm(&self) {
+        self.books.lock().unwrap().closed = true;
+    }
+
     pub fn change_node(&self, id: u64, change: impl FnOnce(&mut Node)) {
         change(self.books.lock().unwrap().nodes.get_mut(&NodeId(id)).unwrap());
     }
@@ -118,7 +130,10 @@ async fn statement(
         ("farm", _) => Says::Farm(Farm {
             id: FarmId(1),
             owner: AccountId(1),
-            access: FarmAccess::Open,
+            access: match books.lock().unwrap().closed {
+                true => FarmAccess::Closed,
+                false => FarmAccess::Open,
+            },
             coordinators: Vec::new(),
             grants: Vec::new(),
         }),
@@ -127,7 +142,7 @@ async fn statement(
             farm: FarmId(1),
             account: AccountId(1000),
             key: key().key_id(),
-            approved: true,
+            approved: !books.lock().unwrap().unwanted.iter().any(|n| n.to_string() == id),
         }),
         (_, Some((id, key))) => Says::Account(Account::with_key(id, key, now)),
         (_, None) => return Err(ApiError::not_found("account")),

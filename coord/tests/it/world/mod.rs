@@ -90,6 +90,14 @@ impl World {
         self.coord.close();
     }
 
+    /// What the ledger said is gone; the address is the same.
+    pub async fn with_coord_that_knows_nothing(self) -> Self {
+        self.kill_coord().await;
+        std::fs::remove_dir_all(self.folder.path().join("statements")).unwrap();
+        self.start_coord().await;
+        self
+    }
+
     pub fn user(&self, account: u64) -> User {
         User::new(account).of(&self.coord.url())
     }
