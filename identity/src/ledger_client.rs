@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderValue, Method};
 use rhizome_model::api::{AccountView, LedgerNodeView, NodeReport};
+use rhizome_model::availability::Share;
 use rhizome_model::registrar::{
     self, Acknowledged, Farm, FarmCreated, NewAccount, NewFarm, Node, NodeCreated,
     NodeRegistration, Resources, UptimeReport, base64_key,
@@ -211,6 +212,11 @@ impl LedgerClient {
     pub async fn nodes(&self) -> Result<Vec<LedgerNode>, Failure> {
         let nodes: Vec<Node> = self.list("/v1/nodes?").await?;
         Ok(nodes.into_iter().map(Into::into).collect())
+    }
+
+    /// What each node was up of the last 30 days, from 0 to 1.
+    pub async fn availability(&self) -> Result<Vec<Share>, Failure> {
+        self.list("/v2/availability?").await
     }
 
     pub async fn node(&self, id: NodeId) -> Result<Option<LedgerNode>, Failure> {

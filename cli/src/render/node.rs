@@ -1,11 +1,14 @@
 //! Nodes for people.
 
+use std::collections::BTreeMap;
+
+use rhizome_model::NodeId;
 use rhizome_model::api::{CapacityView, NodeIdentity, NodeStatus, NodeView};
 
 use super::{clean, table};
 
 /// One line each.
-pub fn list(nodes: &[NodeView]) -> String {
+pub fn list(nodes: &[NodeView], shares: &BTreeMap<NodeId, f64>) -> String {
     let rows = nodes.iter().map(|node| {
         let free = |part: fn(&CapacityView) -> String| {
             node.capacity.as_ref().map_or_else(|| "-".to_owned(), part)
@@ -14,13 +17,22 @@ pub fn list(nodes: &[NodeView]) -> String {
             node.id.to_string(),
             node.farm.to_string(),
             state(node),
+            shares.get(&node.id).map_or_else(|| "-".to_owned(), percent),
             free(|c| format!("{} of {}", c.free.cpu, c.total.cpu)),
             free(|c| format!("{} of {}", c.free.memory, c.total.memory)),
             free(|c| format!("{} of {}", c.free.disk, c.total.disk)),
             node.address.to_string(),
         ]
     });
-    table(["NODE", "FARM", "STATE", "FREE CPU", "FREE MEMORY", "FREE DISK", "ADDRESS"], rows)
+    table(
+        ["NODE", "FARM", "STATE", "UP 30 DAYS", "FREE CPU", "FREE MEMORY", "FREE DISK", "ADDRESS"],
+        rows,
+    )
+}
+
+/// Never more than it was: all of the time is 100 %, and nothing else is.
+fn percent(share: &f64) -> String {
+    format!("{:.2} %", (share * 10_000.0).floor() / 100.0)
 }
 
 fn state(node: &NodeView) -> String {
@@ -131,7 +143,7 @@ mod tests {
             problem: Some("no uptime report for 40 min".into()),
             ..node()
         };
-        insta::assert_snapshot!(list(&[node(), down]));
+        insta::assert_snapshot!(list(&[node(), down], &BTreeMap::from([(node().id, 0.999_96)])));
     }
 
     #[test]
