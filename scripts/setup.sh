@@ -8,7 +8,7 @@ packages=(
     # running
     redis-server btrfs-progs iproute2 runc busybox-static
     # testing
-    iputils-ping procps util-linux openssh-client python3
+    iputils-ping procps util-linux openssh-client python3 python3-venv
     # the ledger's other database; tests start a cluster of their own
     postgresql
     swtpm tpm2-tools

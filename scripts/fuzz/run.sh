@@ -3,7 +3,7 @@
 # other than described. Usage: run.sh RHIZOME VENV [SECONDS] [SEED]
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-rhizome=$1 venv=$2 seconds=${3:-120} seed=${4:-$RANDOM}
+rhizome=$(realpath "$1") venv=$(realpath -m "$2") seconds=${3:-120} seed=${4:-$RANDOM}
 
 if [ ! -x "$venv/bin/schemathesis" ]; then
     python3 -m venv "$venv"
@@ -17,7 +17,7 @@ url=http://127.0.0.1:$port
 ledger=$!
 trap 'kill $ledger 2> /dev/null || true; wait $ledger 2> /dev/null || true; rm -rf "$state"' EXIT
 for _ in $(seq 100); do
-    curl --silent --fail --output /dev/null "$url/healthz" && break
+    (: < "/dev/tcp/127.0.0.1/$port") 2> /dev/null && break
     sleep 0.1
 done
 "$venv/bin/python" "$here/hooks.py" "$url"
