@@ -14,11 +14,12 @@ use std::collections::BTreeMap;
 use std::io;
 
 use nix::libc;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
-use nix::unistd::{Gid, Uid, chdir, geteuid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, chdir, geteuid, pivot_root, setgroups, setresgid, setresuid};
 use rhizome_model::Limits;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -59,11 +60,12 @@ const NEEDED: &[i64] = &[
 /// What no process of ours that comes near a script may have.
 pub fn give_up(uid_gid: u32) -> io::Result<()> {
     alone()?;
-    chdir("/")?;
     let spaces = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
     if geteuid().is_root() {
         // A container may hold back the right to make namespaces.
-        let _ = unshare(spaces | CloneFlags::CLONE_NEWNS);
+        if unshare(spaces | CloneFlags::CLONE_NEWNS).is_ok() {
+            leave_all_files()?;
+        }
         let (user, group) = (Uid::from_raw(uid_gid), Gid::from_raw(uid_gid));
         setgroups(&[])?;
         setresgid(group, group, group)?;
@@ -71,11 +73,25 @@ pub fn give_up(uid_gid: u32) -> io::Result<()> {
     } else {
         let _ = unshare(spaces | CloneFlags::CLONE_NEWUSER);
     }
+    chdir("/")?;
     drop_capabilities()?;
     prctl::set_no_new_privs()?;
     prctl::set_dumpable(false)?;
     // After the change of user, which resets it.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
+    Ok(())
+}
+
+/// An empty root. A copy of the system's mounts would keep alive what is unmounted outside.
+fn leave_all_files() -> io::Result<()> {
+    let none = None::<&str>;
+    let empty = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    // A folder that every system has.
+    mount(Some("none"), "/proc", Some("tmpfs"), empty, none)?;
+    chdir("/proc")?;
+    pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
     Ok(())
 }
 

@@ -32,17 +32,19 @@ pub fn sandbox_main() -> ExitCode {
 /// As [`sandbox_main`], with other children: to try what a parent believes.
 #[doc(hidden)]
 pub fn sandbox_main_with(child: impl FnOnce() -> io::Result<()>) -> ExitCode {
-    zygote::run(cage::give_up, |(), _| child())
+    zygote::run(|_| Ok(()), |(), _| child())
 }
 
 fn prepare(uid_gid: u32) -> io::Result<(Cage, Evaluator)> {
-    cage::give_up(uid_gid)?;
     let session = Session::new(Box::new(Pipe));
     let engine = api::engine(&session);
     let functions = Functions::of(&engine);
     let evaluator = Evaluator { engine, functions, session };
     evaluator.warm_up();
-    Ok((Cage::new()?, evaluator))
+    // It looks into /proc, of which nothing is left afterwards.
+    let cage = Cage::new()?;
+    cage::give_up(uid_gid)?;
+    Ok((cage, evaluator))
 }
 
 fn evaluate((cage, mut evaluator): (Cage, Evaluator), limits: Limits) -> io::Result<()> {

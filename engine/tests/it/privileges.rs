@@ -95,6 +95,10 @@ fn has_nothing(pid: u32) {
         assert_eq!(status["Groups"], "");
         let net = |who: &str| link(format!("/proc/{who}/ns/net"));
         assert_ne!(net(&pid.to_string()), net("self"), "it should have a network of its own");
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap();
+        assert_eq!(mounts.lines().count(), 1, "it should see no file system: {mounts}");
+        assert!(mounts.starts_with("none / tmpfs ro,"), "{mounts}");
+        assert_eq!(fs::read_dir(format!("/proc/{pid}/root")).unwrap().count(), 0);
     }
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
     assert!(environment.is_empty(), "{environment:?}");
