@@ -15,6 +15,8 @@ use serde::de::DeserializeOwned;
 /// Answers take no longer than this; streams may last.
 const TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection that rests is given up before a service of ours cuts it off.
+const IDLE: Duration = Duration::from_secs(10);
 
 /// Makes the headers that authenticate a request: method, path, query, body.
 pub type Signer = Arc<dyn Fn(&Method, &str, Option<&str>, &[u8]) -> HeaderMap + Send + Sync>;
@@ -53,6 +55,7 @@ impl Client {
     ) -> Result<Self, Failure> {
         let http = builder
             .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE)
             .no_proxy()
             .tcp_nodelay(true)
             .redirect(reqwest::redirect::Policy::none())

@@ -6,11 +6,14 @@ use std::time::Duration;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::serve::ListenerExt;
 use axum::{Json, Router};
 use http::{StatusCode, header};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
 use rhizome_model::{Code, Failure};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
@@ -18,6 +21,11 @@ use utoipa::openapi::OpenApi;
 
 /// No request of ours is larger than an envelope.
 const MAX_BODY_BYTES: usize = rhizome_model::MAX_ENVELOPE_BYTES + 64 * 1024;
+
+/// Whoever sends no whole head of a request within this is cut off; so is a connection that rests.
+const HEADERS_WITHIN: Duration = Duration::from_secs(20);
+/// After a connection that could not be taken.
+const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 
 /// Requests under way may take this long after we were told to stop.
 const GRACE: Duration = Duration::from_secs(2);
@@ -84,23 +92,53 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     crate::metrics::init();
-    let app = with_common_routes(router, api, health);
-    // Without this a second small write, such as an event on a stream, waits 40 ms for an ACK.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection stays slow");
-        }
-    });
-    let told = shutdown.clone();
-    let late = async {
-        told.cancelled().await;
-        tokio::time::sleep(GRACE).await;
-    };
-    tokio::select! {
-        served = axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()) => served,
-        // A stream has no end of its own; whoever reads it asks again.
-        () = late => Ok(()),
+    let app = TowerToHyperService::new(with_common_routes(router, api, health));
+    let mut connections = http1::Builder::new();
+    connections.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
+    let open = GracefulShutdown::new();
+    loop {
+        let stream = tokio::select! {
+            stream = accept(&listener) => stream,
+            () = shutdown.cancelled() => break,
+        };
+        let connection = connections.serve_connection(TokioIo::new(stream), app.clone());
+        let connection = open.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection broke");
+            }
+        });
     }
+    // A stream has no end of its own; whoever reads it asks again.
+    let _ = tokio::time::timeout(GRACE, open.shutdown()).await;
+    Ok(())
+}
+
+async fn accept(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // Without this a second small write, such as an event on a stream, waits 40 ms for
+                // an ACK.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "a connection stays slow");
+                }
+                return stream;
+            }
+            // It went before it was taken.
+            Err(error) if is_about_the_connection(&error) => {}
+            // There may be too many of them just now.
+            Err(error) => {
+                tracing::error!(%error, "no connection can be taken");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+            }
+        }
+    }
+}
+
+fn is_about_the_connection(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
 /// Adds `/openapi.json`, `/healthz`, `/metrics`, JSON for unknown routes, and the limits.
@@ -159,4 +197,40 @@ pub async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, Failure>
         ),
         _ => Failure::new(Code::Internal, format!("cannot listen on {address}: {e}")),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_never_ends_the_head_of_a_request_is_cut_off() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let api = OpenApi::default();
+        let serving =
+            tokio::spawn(serve(listener, Router::new(), api, always_healthy(), stop.clone()));
+
+        let mut quick = TcpStream::connect(address).await.unwrap();
+        quick.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = [0; 15];
+        quick.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+
+        let begun = Instant::now();
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n").await.unwrap();
+        let mut rest = Vec::new();
+        slow.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&rest), "");
+        let passed = begun.elapsed();
+        assert!(passed >= HEADERS_WITHIN && passed < HEADERS_WITHIN * 2, "{passed:?}");
+
+        stop.cancel();
+        serving.await.unwrap().unwrap();
+    }
 }

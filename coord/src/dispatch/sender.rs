@@ -45,6 +45,8 @@ pub async fn run(inner: &Arc<Inner>, work: Work<TaskKey>) {
             Err(error) => Err(error),
         };
         match wait {
+            // Nothing has rung since: nothing else is to be sent.
+            Ok(None) if work.may_end() => return,
             Ok(None) => {}
             Ok(Some(wait)) => rest(wait, &work.bell).await,
             Err(error) => {

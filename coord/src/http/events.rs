@@ -49,19 +49,27 @@ pub async fn events(
     headers: HeaderMap,
 ) -> ApiResult<Response> {
     let id = own(&caller, account, name)?;
-    if !app.store.has_deployment(&id).await.map_err(Failure::from)? {
-        return Err(no_deployment(&id));
-    }
     let text = |name| headers.get(name).and_then(|v: &http::HeaderValue| v.to_str().ok());
     let resumed = text(http::HeaderName::from_static("last-event-id"));
     let after = resumed.and_then(|n| n.parse().ok()).unwrap_or(query.after);
     if text(header::ACCEPT).is_some_and(|a| a.contains("application/json")) {
+        exists(&app, &id).await?;
         return list(&app, &id, after).await;
     }
     let permit = app.streams.clone().try_acquire_owned().map_err(|_| too_many_streams())?;
     let stopped = app.shutdown.token.clone().cancelled_owned();
-    let stream = follow(app, id, after, permit).take_until(stopped);
+    let mut reader = Reader::new(app, id, after, permit);
+    reader.read().await.map_err(Failure::from)?;
+    if reader.ready.is_empty() {
+        exists(&reader.app, &reader.id).await?;
+    }
+    let stream = follow(reader).take_until(stopped);
     Ok(Sse::new(stream).keep_alive(KeepAlive::default()).into_response())
+}
+
+async fn exists(app: &App, id: &DeploymentId) -> ApiResult<()> {
+    let exists = app.store.has_deployment(id).await.map_err(Failure::from)?;
+    if exists { Ok(()) } else { Err(no_deployment(id)) }
 }
 
 async fn list(app: &App, id: &DeploymentId, after: u64) -> ApiResult<Response> {
@@ -81,18 +89,13 @@ struct Reader {
     id: DeploymentId,
     after: u64,
     news: watch::Receiver<()>,
+    /// What there was when we began to read last.
+    has_read_all: bool,
     ready: VecDeque<SseEvent>,
     _permit: OwnedSemaphorePermit,
 }
 
-fn follow(
-    app: App,
-    id: DeploymentId,
-    after: u64,
-    permit: OwnedSemaphorePermit,
-) -> impl Stream<Item = Result<SseEvent, Infallible>> + Send {
-    let news = app.store.follow(&id);
-    let reader = Reader { app, id, after, news, ready: VecDeque::new(), _permit: permit };
+fn follow(reader: Reader) -> impl Stream<Item = Result<SseEvent, Infallible>> + Send {
     stream::unfold(reader, |mut reader| async move {
         let event = reader.next().await?;
         Some((Ok(event), reader))
@@ -100,33 +103,41 @@ fn follow(
 }
 
 impl Reader {
+    fn new(app: App, id: DeploymentId, after: u64, permit: OwnedSemaphorePermit) -> Self {
+        let news = app.store.follow(&id);
+        let ready = VecDeque::new();
+        Self { app, id, after, news, has_read_all: false, ready, _permit: permit }
+    }
+
     /// The next event. `None` when the store fails: the caller comes back and resumes.
     async fn next(&mut self) -> Option<SseEvent> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Some(event);
             }
-            // Before reading: what is stored while we read is news again.
-            self.news.borrow_and_update();
-            let page = match self.app.store.events(&self.id, self.after, PAGE).await {
-                Ok(page) => page,
-                Err(error) => {
-                    tracing::error!(deployment = %self.id, error = %Failure::from(error),
-                        "events cannot be read");
-                    return None;
-                }
-            };
-            if page.events.is_empty() {
+            if self.has_read_all {
                 self.news.changed().await.ok()?;
-                continue;
             }
-            if page.trimmed {
-                self.ready.push_back(SseEvent::default().event("trimmed").data("{}"));
-            }
-            for (number, body) in page.events {
-                self.after = number;
-                self.ready.push_back(SseEvent::default().id(number.to_string()).data(body));
+            if let Err(error) = self.read().await {
+                tracing::error!(deployment = %self.id, error = %Failure::from(error),
+                    "events cannot be read");
+                return None;
             }
         }
+    }
+
+    async fn read(&mut self) -> Result<(), StoreError> {
+        // Before reading: what is stored while we read is news again.
+        self.news.borrow_and_update();
+        let page = self.app.store.events(&self.id, self.after, PAGE).await?;
+        self.has_read_all = page.events.len() < PAGE;
+        if page.trimmed {
+            self.ready.push_back(SseEvent::default().event("trimmed").data("{}"));
+        }
+        for (number, body) in page.events {
+            self.after = number;
+            self.ready.push_back(SseEvent::default().id(number.to_string()).data(body));
+        }
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@ use rhizome_model::api::AccountView;
 use rhizome_model::{AccountId, Failure, KeyId};
 use sqlx::sqlite::SqliteConnection;
 
-use super::{Durability, Result, Store, StoreError, count, number};
+use super::{Durability, Result, Statements, Store, StoreError, Values, count, number};
 
 /// Lines that are kept; older ones go.
 const MAX_LINES: i64 = 100_000;
@@ -21,8 +21,8 @@ pub struct AuditEntry<'a> {
 
 impl Store {
     pub async fn audit(&self, entry: &AuditEntry<'_>) -> Result<()> {
-        let line = Line::from(entry);
-        self.writer.write(Durability::Told, line, |conn, line| Box::pin(line.write(conn))).await
+        let entry = Entry::from(entry);
+        self.writer.write(Durability::Told, entry, |conn, entry| Box::pin(write(conn, entry))).await
     }
 
     /// Remembers a key that the ledger named.
@@ -54,7 +54,7 @@ async fn remember(conn: &mut SqliteConnection, (id, key): &(i64, String)) -> Res
 }
 
 /// An entry as it is stored.
-pub(super) struct Line {
+pub(super) struct Entry {
     at: i64,
     digest: String,
     keyids: String,
@@ -63,7 +63,7 @@ pub(super) struct Line {
     message: String,
 }
 
-impl From<&AuditEntry<'_>> for Line {
+impl From<&AuditEntry<'_>> for Entry {
     fn from(entry: &AuditEntry<'_>) -> Self {
         let keyids: Vec<_> = entry.keyids.iter().map(KeyId::to_string).collect();
         Self {
@@ -77,22 +77,22 @@ impl From<&AuditEntry<'_>> for Line {
     }
 }
 
-impl Line {
-    pub async fn write(&self, conn: &mut SqliteConnection) -> Result<()> {
-        sqlx::query(
-            "INSERT INTO audit (at, digest, keyids, account, code, message)
-             VALUES ($1, $2, $3, $4, $5, $6)",
-        )
-        .bind(self.at)
-        .bind(&self.digest)
-        .bind(&self.keyids)
-        .bind(self.account)
-        .bind(&self.code)
-        .bind(&self.message)
-        .execute(conn)
-        .await?;
-        Ok(())
+impl Entry {
+    pub fn write(&self, statements: &mut Statements) {
+        let values = |row: &mut Values<'_>| {
+            row.push_bind(self.at).push_bind(self.digest.clone()).push_bind(self.keyids.clone());
+            row.push_bind(self.account).push_bind(self.code.clone());
+            row.push_bind(self.message.clone());
+        };
+        let insert = "INSERT INTO audit (at, digest, keyids, account, code, message) VALUES";
+        statements.with(insert, values, "");
     }
+}
+
+async fn write(conn: &mut SqliteConnection, entry: &Entry) -> Result<()> {
+    let mut statements = Statements::default();
+    entry.write(&mut statements);
+    statements.execute(conn).await
 }
 
 pub(super) async fn trim(conn: &mut SqliteConnection) -> Result<()> {

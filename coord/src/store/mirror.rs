@@ -1,15 +1,16 @@
 //! Mirroring what nodes say: their events and the place up to which we have them move together, so
 //! each event is taken exactly once.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use rhizome_model::{DeploymentId, Event, Failure, NodeId, Phase, What};
 use serde_json::Value;
-use sqlx::QueryBuilder;
 use sqlx::sqlite::SqliteConnection;
 
 use super::task::{row, rows};
-use super::{Durability, ROWS, Result, Store, TaskRow, append, append_one, key_of, number};
+use super::{
+    Durability, Line, ROWS, Result, Statements, Store, TaskRow, Values, append_one, key_of, number,
+};
 use crate::rules::moves;
 
 /// What a batch of a node's events changed.
@@ -94,11 +95,13 @@ async fn apply(
     let Some(task) = row(conn, &held.key).await?.filter(|now| same(held, now)) else {
         return Ok(false);
     };
-    let mut task = Moving::from(task);
+    let mut task = Moving::new(task, 0);
     if !task.take(event) {
         return Ok(false);
     }
-    write(conn, &[task]).await?;
+    let mut statements = Statements::default();
+    write(&mut statements, &[&task])?;
+    statements.execute(conn).await?;
     append_one(conn, event.clone()).await?;
     Ok(true)
 }
@@ -110,14 +113,13 @@ async fn mirror(
     events: &[Event],
     place: Option<&str>,
 ) -> Result<(Mirrored, BTreeSet<DeploymentId>)> {
-    let mut mirrored = Mirrored::default();
-    let mut news: BTreeMap<DeploymentId, Vec<Event>> = BTreeMap::new();
     let about: BTreeSet<_> = events.iter().map(|e| e.deployment.clone()).collect();
-    let mut tasks: HashMap<_, _> = rows(conn, node, &about)
+    let mut tasks: BTreeMap<_, _> = rows(conn, node, &about)
         .await?
         .into_iter()
-        .map(|row| (row.key.deployment.clone(), Moving::from(row)))
+        .map(|(row, newest)| (row.key.deployment.clone(), Moving::new(row, newest)))
         .collect();
+    let (mut mirrored, mut lines) = (Mirrored::default(), Vec::new());
     for event in events {
         // A node speaks for its own tasks only.
         let Some(task) = tasks.get_mut(&event.deployment) else { continue };
@@ -127,23 +129,43 @@ async fn mirror(
         if matches!(event.what, What::Phase { phase, .. } if phase.is_settled()) {
             mirrored.settled.insert(event.deployment.clone());
         }
-        let event = Event { node: Some(node), ..event.clone() };
-        news.entry(event.deployment.clone()).or_default().push(event);
+        task.newest += 1;
+        task.at = event.at;
+        let body = serde_json::to_string(&Event { node: Some(node), ..event.clone() })?;
+        lines.push(Line { deployment: &event.deployment, number: task.newest, body });
     }
-    let moved: Vec<_> = tasks.into_values().filter(|t| t.moved).collect();
-    write(conn, &moved).await?;
-    append(conn, &news).await?;
+    let tasks: Vec<_> = tasks.into_values().filter(|t| t.newest > t.before).collect();
+    let mut statements = Statements::default();
+    let moved: Vec<_> = tasks.iter().filter(|t| t.moved).collect();
+    moved.chunks(ROWS).try_for_each(|some| write(&mut statements, some))?;
+    tasks.chunks(ROWS).for_each(|some| count_events(&mut statements, some));
+    statements.append(lines);
+    for task in &tasks {
+        statements.trim(&task.row.key.deployment, task.before, task.newest);
+    }
     if let Some(place) = place {
-        sqlx::query(
-            "INSERT INTO cursors (node, place) VALUES ($1, $2)
-             ON CONFLICT (node) DO UPDATE SET place = $2",
-        )
-        .bind(number(node.0))
-        .bind(place)
-        .execute(conn)
-        .await?;
+        let values = |row: &mut Values<'_>| {
+            row.push_bind(number(node.0)).push_bind(place.to_owned());
+        };
+        let or = "ON CONFLICT (node) DO UPDATE SET place = excluded.place";
+        statements.with("INSERT INTO cursors (node, place) VALUES", values, or);
     }
-    Ok((mirrored, news.into_keys().collect()))
+    statements.execute(conn).await?;
+    Ok((mirrored, tasks.into_iter().map(|t| t.row.key.deployment).collect()))
+}
+
+/// Notes the numbers of the newest events.
+fn count_events(statements: &mut Statements, tasks: &[Moving]) {
+    let query = statements.next("WITH v (account, name, newest, at) AS (");
+    query.push_values(tasks, |mut row, task| {
+        let (account, name) = key_of(&task.row.key.deployment);
+        row.push_bind(account).push_bind(name.to_owned());
+        row.push_bind(task.newest).push_bind(task.at);
+    });
+    query.push(
+        ") UPDATE deployments SET last_event = v.newest, updated_at = v.at FROM v
+           WHERE deployments.account = v.account AND deployments.name = v.name",
+    );
 }
 
 /// A task, and what events say of it.
@@ -153,15 +175,17 @@ struct Moving {
     failure: Option<Failure>,
     /// None: those that it had.
     outputs: Option<Value>,
-}
-
-impl From<TaskRow> for Moving {
-    fn from(row: TaskRow) -> Self {
-        Self { row, moved: false, failure: None, outputs: None }
-    }
+    /// The numbers of the deployment's newest event, and when that was.
+    before: i64,
+    newest: i64,
+    at: i64,
 }
 
 impl Moving {
+    fn new(row: TaskRow, newest: i64) -> Self {
+        Self { row, moved: false, failure: None, outputs: None, before: newest, newest, at: 0 }
+    }
+
     /// Moves the task if the event is about its phase. Says whether the event is news.
     fn take(&mut self, event: &Event) -> bool {
         let What::Phase { phase, failure, outputs } = &event.what else { return true };
@@ -193,33 +217,29 @@ impl Moving {
     }
 }
 
-async fn write(conn: &mut SqliteConnection, tasks: &[Moving]) -> Result<()> {
+fn write(statements: &mut Statements, tasks: &[&Moving]) -> Result<()> {
     let now = rhizome_service::clock::now_ms();
-    for some in tasks.chunks(ROWS) {
-        let mut rows = Vec::with_capacity(some.len());
-        for task in some {
-            let failure = task.failure.as_ref().map(serde_json::to_string).transpose()?;
-            rows.push((task, failure, task.outputs.as_ref().map(ToString::to_string)));
-        }
-        let mut query = QueryBuilder::new(
-            "WITH v (account, name, node, phase, holds, good, failure, outputs, at) AS (",
-        );
-        query.push_values(rows, |mut row, (task, failure, outputs)| {
-            let TaskRow { key, phase, holds, good, .. } = &task.row;
-            let (account, name) = key_of(&key.deployment);
-            row.push_bind(account).push_bind(name.to_owned()).push_bind(number(key.node.0));
-            row.push_bind(phase.to_string()).push_bind(*holds).push_bind(good.clone());
-            row.push_bind(failure).push_bind(outputs).push_bind(now);
-        });
-        query.push(
-            ") UPDATE tasks SET phase = v.phase, holds = v.holds, good = v.good,
-                 failure = v.failure, outputs = COALESCE(v.outputs, tasks.outputs),
-                 waiting_for = NULL, updated_at = v.at,
-                 delivered = CASE WHEN v.phase = 'deleted' THEN TRUE ELSE delivered END
-               FROM v
-               WHERE tasks.account = v.account AND tasks.name = v.name AND tasks.node = v.node",
-        );
-        query.build().execute(&mut *conn).await?;
+    let mut rows = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        let failure = task.failure.as_ref().map(serde_json::to_string).transpose()?;
+        rows.push((task, failure, task.outputs.as_ref().map(ToString::to_string)));
     }
+    let query = statements
+        .next("WITH v (account, name, node, phase, holds, good, failure, outputs, at) AS (");
+    query.push_values(rows, |mut row, (task, failure, outputs)| {
+        let TaskRow { key, phase, holds, good, .. } = &task.row;
+        let (account, name) = key_of(&key.deployment);
+        row.push_bind(account).push_bind(name.to_owned()).push_bind(number(key.node.0));
+        row.push_bind(phase.to_string()).push_bind(*holds).push_bind(good.clone());
+        row.push_bind(failure).push_bind(outputs).push_bind(now);
+    });
+    query.push(
+        ") UPDATE tasks SET phase = v.phase, holds = v.holds, good = v.good,
+             failure = v.failure, outputs = COALESCE(v.outputs, tasks.outputs),
+             waiting_for = NULL, updated_at = v.at,
+             delivered = CASE WHEN v.phase = 'deleted' THEN TRUE ELSE delivered END
+           FROM v
+           WHERE tasks.account = v.account AND tasks.name = v.name AND tasks.node = v.node",
+    );
     Ok(())
 }

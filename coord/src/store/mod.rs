@@ -21,16 +21,16 @@ mod task;
 mod wake;
 mod writer;
 
-use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Duration;
 
 use rhizome_model::{Code, DeploymentId, Event, Failure, NodeId};
+use sqlx::query_builder::Separated;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, QueryBuilder};
+use sqlx::{ConnectOptions, QueryBuilder, Sqlite};
 
 pub use audit::AuditEntry;
 pub use rows::TaskRow;
@@ -121,91 +121,88 @@ async fn tidy(conn: &mut SqliteConnection, now_ms: i64) -> Result<()> {
     audit::trim(conn).await
 }
 
-/// Adds events to the logs of their deployments, each of which is one.
-async fn append(
-    conn: &mut SqliteConnection,
-    news: &BTreeMap<DeploymentId, Vec<Event>>,
-) -> Result<()> {
-    let news: Vec<_> = news.iter().filter(|(_, events)| !events.is_empty()).collect();
-    for some in news.chunks(ROWS) {
-        let newest = number_events(conn, some).await?;
-        let mut lines = Vec::new();
-        for (id, events) in some {
-            let Some(newest) = newest.get(*id) else { continue };
-            for (back, event) in events.iter().rev().enumerate() {
-                let back = i64::try_from(back).unwrap_or(i64::MAX);
-                lines.push((*id, newest - back, serde_json::to_string(event)?));
-            }
-        }
-        write_lines(conn, &lines).await?;
-        for (id, events) in some {
-            let Some(newest) = newest.get(*id) else { continue };
-            trim(conn, id, *newest, events.len()).await?;
+/// Statements that are made together: each time SQLite's thread is woken costs more than most of
+/// them do.
+#[derive(Default)]
+struct Statements(Option<QueryBuilder<Sqlite>>);
+
+impl Statements {
+    /// Begins the next one.
+    fn next(&mut self, sql: &str) -> &mut QueryBuilder<Sqlite> {
+        match &mut self.0 {
+            Some(statements) => statements.push("; ").push(sql),
+            none => none.insert(QueryBuilder::new(sql)),
         }
     }
-    Ok(())
-}
 
-async fn append_one(conn: &mut SqliteConnection, event: Event) -> Result<()> {
-    append(conn, &BTreeMap::from([(event.deployment.clone(), vec![event])])).await
-}
+    /// One with a row of values; `rest` comes after them.
+    fn with(&mut self, sql: &str, values: impl FnOnce(&mut Values<'_>), rest: &str) {
+        let statement = self.next(sql);
+        statement.push(" (");
+        values(&mut statement.separated(", "));
+        statement.push(") ").push(rest);
+    }
 
-/// The number of each deployment's newest event when so many are added.
-async fn number_events(
-    conn: &mut SqliteConnection,
-    news: &[(&DeploymentId, &Vec<Event>)],
-) -> Result<HashMap<DeploymentId, i64>> {
-    let mut query = QueryBuilder::new("WITH v (account, name, added, at) AS (");
-    query.push_values(news, |mut row, (id, events)| {
+    /// Adds lines to the logs of deployments whose numbers are known.
+    fn append(&mut self, lines: Vec<Line<'_>>) {
+        let mut lines = lines.into_iter().peekable();
+        while lines.peek().is_some() {
+            let some = lines.by_ref().take(ROWS);
+            let insert = self.next("INSERT INTO events (account, name, number, body) ");
+            insert.push_values(some, |mut row, Line { deployment, number, body }| {
+                let (account, name) = key_of(deployment);
+                row.push_bind(account).push_bind(name.to_owned());
+                row.push_bind(number).push_bind(body);
+            });
+        }
+    }
+
+    /// Removes the oldest lines of a log when it was long enough ago.
+    fn trim(&mut self, id: &DeploymentId, before: i64, newest: i64) {
+        if newest / TRIM_EVERY == before / TRIM_EVERY {
+            return;
+        }
         let (account, name) = key_of(id);
-        let added = i64::try_from(events.len()).unwrap_or(i64::MAX);
-        let at = events.last().map_or(0, |event| event.at);
-        row.push_bind(account).push_bind(name.to_owned()).push_bind(added).push_bind(at);
-    });
-    query.push(
-        ") UPDATE deployments SET last_event = last_event + v.added, updated_at = v.at FROM v
-           WHERE deployments.account = v.account AND deployments.name = v.name
-           RETURNING deployments.account, deployments.name, last_event",
-    );
-    let rows: Vec<(i64, String, i64)> = query.build_query_as().fetch_all(conn).await?;
-    let rows = rows.into_iter();
-    rows.map(|(account, name, newest)| Ok((rows::deployment_id(account, &name)?, newest))).collect()
+        let delete = self.next("DELETE FROM events WHERE account = ");
+        delete.push_bind(account).push(" AND name = ").push_bind(name.to_owned());
+        delete.push(" AND number <= ").push_bind(newest - MAX_EVENTS);
+    }
+
+    async fn execute(self, conn: &mut SqliteConnection) -> Result<()> {
+        if let Some(mut statements) = self.0 {
+            statements.build().execute(conn).await?;
+        }
+        Ok(())
+    }
 }
 
-async fn write_lines(
-    conn: &mut SqliteConnection,
-    lines: &[(&DeploymentId, i64, String)],
-) -> Result<()> {
-    for some in lines.chunks(ROWS) {
-        let mut query = QueryBuilder::new("INSERT INTO events (account, name, number, body) ");
-        query.push_values(some, |mut row, (id, number, body)| {
-            let (account, name) = key_of(id);
-            row.push_bind(account).push_bind(name.to_owned());
-            row.push_bind(*number).push_bind(body.clone());
-        });
-        query.build().execute(&mut *conn).await?;
-    }
-    Ok(())
+type Values<'s> = Separated<'s, Sqlite, &'static str>;
+
+/// An event on its way into a deployment's log, as JSON.
+struct Line<'a> {
+    deployment: &'a DeploymentId,
+    number: i64,
+    body: String,
 }
 
-async fn trim(
-    conn: &mut SqliteConnection,
-    id: &DeploymentId,
-    newest: i64,
-    added: usize,
-) -> Result<()> {
-    let before = newest - i64::try_from(added).unwrap_or(i64::MAX);
-    if newest / TRIM_EVERY == before / TRIM_EVERY {
-        return Ok(());
-    }
+/// Adds an event to the log of its deployment.
+async fn append_one(conn: &mut SqliteConnection, event: Event) -> Result<()> {
+    let id = &event.deployment;
     let (account, name) = key_of(id);
-    sqlx::query("DELETE FROM events WHERE account = $1 AND name = $2 AND number <= $3")
-        .bind(account)
-        .bind(name)
-        .bind(newest - MAX_EVENTS)
-        .execute(conn)
-        .await?;
-    Ok(())
+    let number: i64 = sqlx::query_scalar(
+        "UPDATE deployments SET last_event = last_event + 1, updated_at = $3
+         WHERE account = $1 AND name = $2 RETURNING last_event",
+    )
+    .bind(account)
+    .bind(name)
+    .bind(event.at)
+    .fetch_one(&mut *conn)
+    .await?;
+    let mut statements = Statements::default();
+    let body = serde_json::to_string(&event)?;
+    statements.append(vec![Line { deployment: id, number, body }]);
+    statements.trim(id, number - 1, number);
+    statements.execute(conn).await
 }
 
 fn key_of(id: &DeploymentId) -> (i64, &str) {

@@ -7,10 +7,10 @@ use rhizome_model::{
 };
 use sqlx::sqlite::SqliteConnection;
 
-use super::audit::Line;
+use super::audit::Entry;
 use super::rows::RawTask;
 use super::{
-    AuditEntry, Durability, Result, Store, TaskRow, count, key_of, number, trim, write_lines,
+    AuditEntry, Durability, Line, Result, Statements, Store, TaskRow, Values, count, key_of, number,
 };
 use crate::rules::{self, Current, CurrentTask, admit};
 
@@ -51,7 +51,7 @@ async fn submit(
     if let Some(replayed) = used_nonce(conn, document, now_ms).await? {
         return Ok(Err(replayed));
     }
-    let (version, tasks) = newest(conn, &id).await?;
+    let Newest { version, last_event, tasks } = newest(conn, &id).await?;
     let current = version.map(|version| Current {
         version,
         tasks: tasks
@@ -64,32 +64,39 @@ async fn submit(
         Ok(phases) => phases,
         Err(refusal) => return Ok(Err(refusal)),
     };
-    note_nonce(conn, document, now_ms).await?;
-    let number = write_deployment(conn, &id, document, now_ms).await?;
-    write_envelope(conn, &id, verified, bytes, now_ms).await?;
+    let (version, digest) = (document.version(), &verified.digest);
+    let what = What::Phase { phase, failure: None, outputs: None };
+    let event = Event { at: now_ms, deployment: id.clone(), version, node: None, what };
+    let body = serde_json::to_string(&event)?;
+    let mut statements = Statements::default();
+    note_nonce(&mut statements, document, now_ms);
+    write_deployment(&mut statements, &id, version, last_event + 1, now_ms);
+    write_envelope(&mut statements, verified, bytes, now_ms);
     match document {
-        Document::Deployment(d) => {
-            supersede(conn, &id, &tasks, &phases, d.version, &verified.digest, now_ms).await?;
+        Document::Deployment(_) => {
+            supersede(&mut statements, &id, &tasks, &phases, version, digest, now_ms);
         }
         Document::Delete(_) | Document::Operation(_) => {
-            delete(conn, &id, &phases, &verified.digest, now_ms).await?;
+            delete(&mut statements, &id, &phases, digest, now_ms);
         }
     }
-    let what = What::Phase { phase, failure: None, outputs: None };
-    let version = document.version();
-    let event = Event { at: now_ms, deployment: id.clone(), version, node: None, what };
-    write_lines(conn, &[(&id, number, serde_json::to_string(&event)?)]).await?;
-    trim(conn, &id, number, 1).await?;
+    statements.append(vec![Line { deployment: &id, number: last_event + 1, body }]);
+    statements.trim(&id, last_event, last_event + 1);
     let entry = AuditEntry {
         at: now_ms,
-        digest: &verified.digest,
+        digest,
         keyids: &verified.signers,
         account: Some(id.account),
         refusal: None,
     };
-    Line::from(&entry).write(conn).await?;
+    Entry::from(&entry).write(&mut statements);
+    statements.execute(conn).await?;
+    // Digests are as good as dice: one in sixteen tidies up.
+    if digest.starts_with('0') {
+        forget_envelopes(conn, &id).await?;
+    }
     let nodes = phases.into_iter().map(|(node, _)| node).collect();
-    Ok(Ok(Submitted { deployment: id, version, phase, nodes, after: count(number - 1) }))
+    Ok(Ok(Submitted { deployment: id, version, phase, nodes, after: count(last_event) }))
 }
 
 /// What the deployment becomes, and its task on each node that has something to do.
@@ -147,39 +154,39 @@ async fn used_nonce(
     }))
 }
 
-async fn note_nonce(conn: &mut SqliteConnection, document: &Document, now_ms: i64) -> Result<()> {
+fn note_nonce(statements: &mut Statements, document: &Document, now_ms: i64) {
     let id = document.deployment_id();
-    let (account, name) = key_of(&id);
-    sqlx::query(
-        "INSERT INTO nonces (account, nonce, name, version, accepted_at, expires_at)
-         VALUES ($1, $2, $3, $4, $5, $6)",
-    )
-    .bind(account)
-    .bind(document.nonce())
-    .bind(name)
-    .bind(number(document.version().0))
-    .bind(now_ms)
-    .bind(document.window().expires.saturating_add(1).saturating_mul(1000))
-    .execute(conn)
-    .await?;
-    Ok(())
+    let values = |row: &mut Values<'_>| {
+        let (account, name) = key_of(&id);
+        row.push_bind(account).push_bind(document.nonce().to_owned());
+        row.push_bind(name.to_owned()).push_bind(number(document.version().0));
+        row.push_bind(now_ms);
+        row.push_bind(document.window().expires.saturating_add(1).saturating_mul(1000));
+    };
+    let insert =
+        "INSERT INTO nonces (account, nonce, name, version, accepted_at, expires_at) VALUES";
+    statements.with(insert, values, "");
 }
 
 #[derive(sqlx::FromRow)]
 struct OfDeployment {
     newest: i64,
+    last_event: i64,
     #[sqlx(flatten)]
     task: RawTask,
 }
 
-/// The deployment's version, and its tasks.
-async fn newest(
-    conn: &mut SqliteConnection,
-    id: &DeploymentId,
-) -> Result<(Option<Version>, Vec<TaskRow>)> {
+/// A deployment as it is; all nothing when there is none.
+struct Newest {
+    version: Option<Version>,
+    last_event: i64,
+    tasks: Vec<TaskRow>,
+}
+
+async fn newest(conn: &mut SqliteConnection, id: &DeploymentId) -> Result<Newest> {
     let (account, name) = key_of(id);
     let rows: Vec<OfDeployment> = sqlx::query_as(
-        "SELECT deployments.version AS newest, tasks.* FROM deployments
+        "SELECT deployments.version AS newest, last_event, tasks.* FROM deployments
          JOIN tasks ON tasks.account = deployments.account AND tasks.name = deployments.name
          WHERE deployments.account = $1 AND deployments.name = $2 ORDER BY node",
     )
@@ -188,58 +195,48 @@ async fn newest(
     .fetch_all(conn)
     .await?;
     // Each deployment has a task from its first version on.
-    let newest = rows.first().map(|row| Version(count(row.newest)));
+    let version = rows.first().map(|row| Version(count(row.newest)));
+    let last_event = rows.first().map_or(0, |row| row.last_event);
     let tasks: Result<_> = rows.into_iter().map(|row| row.task.try_into()).collect();
-    Ok((newest, tasks?))
+    Ok(Newest { version, last_event, tasks: tasks? })
 }
 
-/// The number of the event of this submission.
-async fn write_deployment(
-    conn: &mut SqliteConnection,
+fn write_deployment(
+    statements: &mut Statements,
     id: &DeploymentId,
-    document: &Document,
+    version: Version,
+    last_event: i64,
     now_ms: i64,
-) -> Result<i64> {
-    let (account, name) = key_of(id);
-    let number: i64 = sqlx::query_scalar(
+) {
+    let values = |row: &mut Values<'_>| {
+        let (account, name) = key_of(id);
+        row.push_bind(account).push_bind(name.to_owned()).push_bind(number(version.0));
+        row.push_bind(last_event).push_bind(now_ms).push_bind(now_ms);
+    };
+    statements.with(
         "INSERT INTO deployments (account, name, version, last_event, submitted_at, updated_at)
-         VALUES ($1, $2, $3, 1, $4, $4)
-         ON CONFLICT (account, name) DO UPDATE SET version = $3, submitted_at = $4, updated_at = $4,
-           last_event = deployments.last_event + 1
-         RETURNING last_event",
-    )
-    .bind(account)
-    .bind(name)
-    .bind(number(document.version().0))
-    .bind(now_ms)
-    .fetch_one(conn)
-    .await?;
-    Ok(number)
+         VALUES",
+        values,
+        "ON CONFLICT (account, name) DO UPDATE SET version = excluded.version,
+           last_event = excluded.last_event, submitted_at = excluded.submitted_at,
+           updated_at = excluded.updated_at",
+    );
 }
 
-async fn write_envelope(
-    conn: &mut SqliteConnection,
-    id: &DeploymentId,
-    verified: &Verified,
-    bytes: &[u8],
-    now_ms: i64,
-) -> Result<()> {
-    let (account, name) = key_of(id);
-    sqlx::query(
-        "INSERT INTO envelopes (digest, account, name, version, accepted_at, bytes)
-         VALUES ($1, $2, $3, $4, $5, $6)
-         ON CONFLICT (digest) DO UPDATE SET accepted_at = $5, bytes = $6",
-    )
-    .bind(&verified.digest)
-    .bind(account)
-    .bind(name)
-    .bind(number(verified.document.version().0))
-    .bind(now_ms)
-    .bind(bytes)
-    .execute(&mut *conn)
-    .await?;
-    // Digests are as good as dice: one in sixteen tidies up.
-    if verified.digest.starts_with('0') { forget_envelopes(conn, id).await } else { Ok(()) }
+fn write_envelope(statements: &mut Statements, verified: &Verified, bytes: &[u8], now_ms: i64) {
+    let id = verified.document.deployment_id();
+    let values = |row: &mut Values<'_>| {
+        let (account, name) = key_of(&id);
+        row.push_bind(verified.digest.clone()).push_bind(account).push_bind(name.to_owned());
+        row.push_bind(number(verified.document.version().0)).push_bind(now_ms);
+        row.push_bind(bytes.to_owned());
+    };
+    statements.with(
+        "INSERT INTO envelopes (digest, account, name, version, accepted_at, bytes) VALUES",
+        values,
+        "ON CONFLICT (digest) DO UPDATE SET accepted_at = excluded.accepted_at,
+           bytes = excluded.bytes",
+    );
 }
 
 async fn forget_envelopes(conn: &mut SqliteConnection, id: &DeploymentId) -> Result<()> {
@@ -261,69 +258,55 @@ async fn forget_envelopes(conn: &mut SqliteConnection, id: &DeploymentId) -> Res
 }
 
 /// Each named node gets a task of the new version; what held nothing and is not named goes.
-async fn supersede(
-    conn: &mut SqliteConnection,
+fn supersede(
+    statements: &mut Statements,
     id: &DeploymentId,
     tasks: &[TaskRow],
     phases: &[(NodeId, Phase)],
     version: Version,
     digest: &str,
     now_ms: i64,
-) -> Result<()> {
+) {
     let (account, name) = key_of(id);
     for task in tasks.iter().filter(|t| phases.iter().all(|(node, _)| *node != t.key.node)) {
-        sqlx::query("DELETE FROM tasks WHERE account = $1 AND name = $2 AND node = $3")
-            .bind(account)
-            .bind(name)
-            .bind(number(task.key.node.0))
-            .execute(&mut *conn)
-            .await?;
+        let delete = statements.next("DELETE FROM tasks WHERE account = ");
+        delete.push_bind(account).push(" AND name = ").push_bind(name.to_owned());
+        delete.push(" AND node = ").push_bind(number(task.key.node.0));
     }
     for (node, phase) in phases {
-        sqlx::query(
+        let values = |row: &mut Values<'_>| {
+            row.push_bind(account).push_bind(name.to_owned()).push_bind(number(node.0));
+            row.push_bind(number(version.0)).push_bind(phase.to_string());
+            row.push_bind(digest.to_owned()).push("FALSE").push("FALSE").push_bind(now_ms);
+        };
+        statements.with(
             "INSERT INTO tasks
                (account, name, node, version, phase, envelope, delivered, holds, updated_at)
-             VALUES ($1, $2, $3, $4, $5, $6, FALSE, FALSE, $7)
-             ON CONFLICT (account, name, node) DO UPDATE SET
-               version = $4, phase = $5, envelope = $6, delivered = FALSE,
-               failure = NULL, outputs = NULL, waiting_for = NULL, updated_at = $7",
-        )
-        .bind(account)
-        .bind(name)
-        .bind(number(node.0))
-        .bind(number(version.0))
-        .bind(phase.to_string())
-        .bind(digest)
-        .bind(now_ms)
-        .execute(&mut *conn)
-        .await?;
+             VALUES",
+            values,
+            "ON CONFLICT (account, name, node) DO UPDATE SET version = excluded.version,
+               phase = excluded.phase, envelope = excluded.envelope, delivered = FALSE,
+               failure = NULL, outputs = NULL, waiting_for = NULL,
+               updated_at = excluded.updated_at",
+        );
     }
-    Ok(())
 }
 
 /// The tasks of these nodes are to be deleted there.
-async fn delete(
-    conn: &mut SqliteConnection,
+fn delete(
+    statements: &mut Statements,
     id: &DeploymentId,
     phases: &[(NodeId, Phase)],
     digest: &str,
     now_ms: i64,
-) -> Result<()> {
+) {
     let (account, name) = key_of(id);
     for (node, phase) in phases {
-        sqlx::query(
-            "UPDATE tasks SET phase = $4, envelope = $5, delivered = FALSE, failure = NULL,
-               waiting_for = NULL, updated_at = $6
-             WHERE account = $1 AND name = $2 AND node = $3",
-        )
-        .bind(account)
-        .bind(name)
-        .bind(number(node.0))
-        .bind(phase.to_string())
-        .bind(digest)
-        .bind(now_ms)
-        .execute(&mut *conn)
-        .await?;
+        let update = statements.next("UPDATE tasks SET phase = ");
+        update.push_bind(phase.to_string()).push(", envelope = ").push_bind(digest.to_owned());
+        update.push(", delivered = FALSE, failure = NULL, waiting_for = NULL, updated_at = ");
+        update.push_bind(now_ms).push(" WHERE account = ").push_bind(account);
+        update.push(" AND name = ").push_bind(name.to_owned());
+        update.push(" AND node = ").push_bind(number(node.0));
     }
-    Ok(())
 }

@@ -291,12 +291,19 @@ pub(super) async fn row(conn: &mut SqliteConnection, key: &TaskKey) -> Result<Op
     raw.map(TaskRow::try_from).transpose()
 }
 
-/// A node's tasks of these deployments.
+#[derive(sqlx::FromRow)]
+struct Counted {
+    newest: i64,
+    #[sqlx(flatten)]
+    task: RawTask,
+}
+
+/// A node's tasks of these deployments, each with the number of its deployment's newest event.
 pub(super) async fn rows(
     conn: &mut SqliteConnection,
     node: NodeId,
     deployments: &BTreeSet<DeploymentId>,
-) -> Result<Vec<TaskRow>> {
+) -> Result<Vec<(TaskRow, i64)>> {
     let all: Vec<_> = deployments.iter().collect();
     let mut found = Vec::with_capacity(all.len());
     for some in all.chunks(ROWS) {
@@ -306,13 +313,16 @@ pub(super) async fn rows(
             row.push_bind(account).push_bind(name.to_owned());
         });
         query.push(
-            ") SELECT tasks.* FROM tasks
-               JOIN v ON tasks.account = v.account AND tasks.name = v.name WHERE node = ",
+            ") SELECT deployments.last_event AS newest, tasks.* FROM v
+               JOIN deployments
+                 ON deployments.account = v.account AND deployments.name = v.name
+               JOIN tasks ON tasks.account = v.account AND tasks.name = v.name
+               WHERE tasks.node = ",
         );
         query.push_bind(number(node.0));
-        let raw: Vec<RawTask> = query.build_query_as().fetch_all(&mut *conn).await?;
-        for raw in raw {
-            found.push(TaskRow::try_from(raw)?);
+        let counted: Vec<Counted> = query.build_query_as().fetch_all(&mut *conn).await?;
+        for Counted { newest, task } in counted {
+            found.push((TaskRow::try_from(task)?, newest));
         }
     }
     Ok(found)

@@ -68,6 +68,8 @@ async fn coord_dies_in_the_middle_of_sending() {
         world.kill_coord().await;
         world.start_coord().await;
         user.sees("demo", 1, Phase::Ready).await;
+        // Its events may be there before it is sent again.
+        until("it is sent again", || async { world.nodes[0].received().get(1).cloned() }).await;
         let received = world.nodes[0].received();
         assert!(received.len() == 2 && received[0] == received[1]);
         let ready = user.events("demo").await;
