@@ -47,8 +47,7 @@ pub async fn list(
         not_seen_after: (online == Some(false)).then_some(since),
     };
     let failed = |e| LedgerError::database("failed to list nodes", &e);
-    let nodes = app.db.nodes(&filter, params.page()?).await.map_err(failed)?;
-    let total = app.db.count_nodes(&filter).await.map_err(failed)?;
+    let (nodes, total) = app.db.nodes(&filter, params.page()?).await.map_err(failed)?;
     Ok((Total(total), Json(nodes)))
 }
 

@@ -18,7 +18,7 @@ mod status;
 mod uptime;
 mod zos;
 
-use rhizome_database::{Batches, Database, DatabaseUrl, Migrator, Tx, query};
+use rhizome_database::{Batches, Database, DatabaseUrl, Migrator, On, Tx, query};
 use rhizome_model::{Code, Failure, KeyId};
 
 pub use rhizome_database::Error as DbError;
@@ -99,15 +99,6 @@ impl Db {
         self.database.close().await;
     }
 
-    /// The last id of a kind that was given.
-    async fn last_id(&self, kind: &str) -> Result<u64, DbError> {
-        let (last,) = query("SELECT last FROM sequences WHERE name = $1")
-            .bind(kind)
-            .fetch_one::<(i64,)>(&self.database)
-            .await?;
-        Ok(id_of(last))
-    }
-
     /// That statements of this database are signed with this key; the first one counts for ever.
     pub async fn signs_with(&self, key: &KeyId) -> Result<(), Failure> {
         let fail = |e: &dyn std::fmt::Display| {
@@ -139,6 +130,13 @@ pub async fn verify_audit(
     let verdict = audit::verify(&database, kept).await;
     database.close().await;
     verdict
+}
+
+/// The last id of a kind that was given.
+async fn last_id(on: impl Into<On<'_>>, kind: &str) -> Result<u64, DbError> {
+    let last = query("SELECT last FROM sequences WHERE name = $1").bind(kind);
+    let (last,) = last.fetch_one::<(i64,)>(on).await?;
+    Ok(id_of(last))
 }
 
 /// The next id of a kind. A transaction that is not committed does not use it up.

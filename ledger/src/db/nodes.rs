@@ -1,13 +1,13 @@
 //! Nodes and their uptime.
 
-use rhizome_database::{FromRow, Tx, query};
+use rhizome_database::{FromRow, On, Tx, query};
 use rhizome_model::registrar::{Node, NodeRegistration, Resources};
 use rhizome_model::statement::Subject;
 use rhizome_model::{AccountId, FarmId, NodeId};
 
 use super::accounts::key_of;
 use super::conditions::Conditions;
-use super::{Db, DbError, Page, access, audit, column, id_of, next_id, revisions};
+use super::{Db, DbError, Page, access, audit, column, id_of, last_id, next_id, revisions};
 use crate::time;
 
 #[derive(FromRow)]
@@ -195,41 +195,87 @@ impl Db {
 
     pub async fn node(&self, id: NodeId) -> Result<Option<Node>, DbError> {
         let filter = NodeFilter { id: Some(id.0), ..NodeFilter::default() };
-        Ok(self.nodes(&filter, Page { limit: 1, offset: 0 }).await?.pop())
+        let first = Slice { descending: false, limit: 1, offset: 0 };
+        Ok(slice_of(&self.database, &filter, first).await?.pop())
     }
 
-    pub async fn nodes(&self, filter: &NodeFilter, page: Page) -> Result<Vec<Node>, DbError> {
-        // Which ones first, by narrow rows and indexes; then what the page shows of them.
-        let filter = filter.conditions();
-        let (limit, offset) = (filter.next(), filter.next() + 1);
-        let sql = format!(
-            "SELECT n.id, n.farm, n.account, n.location, n.hru, n.sru, n.cru, n.mru, n.interfaces,
-                    n.secure_boot, n.virtualized, n.serial_number, n.supervisor_url, n.approved,
-                    p.last_seen, n.created_at, n.updated_at, a.public_key
-             FROM (SELECT {id} AS id FROM {from} ORDER BY {id} LIMIT ${limit} OFFSET ${offset}) page
-             JOIN nodes n ON n.id = page.id
-             JOIN presence p ON p.node = n.id
-             JOIN accounts a ON a.id = n.account
-             ORDER BY n.id",
-            id = filter.id,
-            from = filter.from(),
-        );
-        let rows: Vec<NodeRow> =
-            filter.bound(sql).bind(page.limit).bind(page.offset).fetch_all(&self.database).await?;
-        rows.into_iter().map(TryInto::try_into).collect()
+    /// A page of the nodes of a filter, and how many there are in all.
+    pub async fn nodes(
+        &self,
+        filter: &NodeFilter,
+        page: Page,
+    ) -> Result<(Vec<Node>, u64), DbError> {
+        // Both of one moment.
+        let mut tx = self.database.snapshot().await?;
+        let total = count(&mut tx, filter).await?;
+        let nodes = match slice(page, column(total)) {
+            Some(slice) => slice_of(&mut tx, filter, slice).await?,
+            None => Vec::new(),
+        };
+        tx.commit().await?;
+        Ok((nodes, total))
     }
 
-    /// How many nodes there are of a filter.
-    pub async fn count_nodes(&self, filter: &NodeFilter) -> Result<u64, DbError> {
-        if *filter == NodeFilter::default() {
-            // Ids have no gaps, and no node is ever removed.
-            return self.last_id("node").await;
-        }
-        let filter = filter.conditions();
-        let sql = format!("SELECT COUNT(*) FROM {}", filter.from());
-        let (count,) = filter.bound(sql).fetch_one::<(i64,)>(&self.database).await?;
-        Ok(id_of(count))
+    pub async fn count_nodes(&self) -> Result<u64, DbError> {
+        count(&self.database, &NodeFilter::default()).await
     }
+}
+
+/// How many nodes there are of a filter.
+async fn count(on: impl Into<On<'_>>, filter: &NodeFilter) -> Result<u64, DbError> {
+    if *filter == NodeFilter::default() {
+        // Ids have no gaps, and no node is ever removed.
+        return last_id(on, "node").await;
+    }
+    let filter = filter.conditions();
+    let sql = format!("SELECT COUNT(*) FROM {}", filter.from());
+    let (count,) = filter.bound(sql).fetch_one::<(i64,)>(on).await?;
+    Ok(id_of(count))
+}
+
+/// Rows of a list, from whichever of its ends is nearer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Slice {
+    descending: bool,
+    limit: i64,
+    offset: i64,
+}
+
+fn slice(page: Page, total: i64) -> Option<Slice> {
+    let limit = total.saturating_sub(page.offset).min(page.limit);
+    if limit <= 0 {
+        return None;
+    }
+    let behind = total - page.offset - limit;
+    let descending = behind < page.offset;
+    Some(Slice { descending, limit, offset: if descending { behind } else { page.offset } })
+}
+
+async fn slice_of(
+    on: impl Into<On<'_>>,
+    filter: &NodeFilter,
+    slice: Slice,
+) -> Result<Vec<Node>, DbError> {
+    // Which ones first, by narrow rows and indexes; then what the page shows of them.
+    let filter = filter.conditions();
+    let (limit, offset) = (filter.next(), filter.next() + 1);
+    let sql = format!(
+        "SELECT n.id, n.farm, n.account, n.location, n.hru, n.sru, n.cru, n.mru, n.interfaces,
+                n.secure_boot, n.virtualized, n.serial_number, n.supervisor_url, n.approved,
+                p.last_seen, n.created_at, n.updated_at, a.public_key
+         FROM (SELECT {id} AS id FROM {from} ORDER BY {id} {order}
+               LIMIT ${limit} OFFSET ${offset}) page
+         JOIN nodes n ON n.id = page.id
+         JOIN presence p ON p.node = n.id
+         JOIN accounts a ON a.id = n.account
+         ORDER BY n.id",
+        id = filter.id,
+        from = filter.from(),
+        order = if slice.descending { "DESC" } else { "ASC" },
+    );
+    let rows: Vec<NodeRow> =
+        filter.bound(sql).bind(slice.limit).bind(slice.offset).fetch_all(on).await?;
+    rows.into_iter().map(TryInto::try_into).collect()
 }
 
 impl NodeFilter {
@@ -248,5 +294,35 @@ impl NodeFilter {
         conditions.add_some("p.last_seen", ">", self.seen_after);
         conditions.add_some("p.last_seen", "<=", self.not_seen_after);
         conditions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_read_from_the_nearer_end() {
+        for total in 0..12 {
+            for limit in 1..5 {
+                for offset in 0..14 {
+                    let all: Vec<i64> = (0..total).collect();
+                    let from = usize::try_from(offset.min(total)).unwrap();
+                    let wanted: Vec<_> = all[from..].iter().take(limit as usize).copied().collect();
+                    let found = slice(Page { limit, offset }, total).map(|slice| {
+                        assert!(slice.offset * 2 <= total, "{slice:?} of {total}");
+                        let mut ordered = all.clone();
+                        if slice.descending {
+                            ordered.reverse();
+                        }
+                        let rows = ordered.into_iter().skip(slice.offset as usize);
+                        let mut rows: Vec<_> = rows.take(slice.limit as usize).collect();
+                        rows.sort_unstable();
+                        rows
+                    });
+                    assert_eq!(found.unwrap_or_default(), wanted, "{limit} {offset} of {total}");
+                }
+            }
+        }
     }
 }

@@ -63,7 +63,7 @@ pub async fn of_all(
     let window = window(&params)?;
     let failed = |e| LedgerError::database("failed to read uptime", &e);
     let nodes = app.db.uptime_of_all(window, params.page()?).await.map_err(failed)?;
-    let total = app.db.count_nodes(&Default::default()).await.map_err(failed)?;
+    let total = app.db.count_nodes().await.map_err(failed)?;
     let shares = nodes.into_iter().map(|(node_id, registered, up)| {
         let window = since(window, registered);
         let up = up.min(window.until - window.from);
