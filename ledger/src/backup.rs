@@ -13,13 +13,16 @@
 use std::io::Write;
 use std::path::Path;
 
-use rhizome_database::{Database, DatabaseUrl, Kind, Value, query_built, read_table};
+use rhizome_database::{Database, DatabaseUrl, Kind, Value, query, query_built, read_table};
 use rhizome_model::{Code, Failure};
 use serde_json::{Value as Json, json};
 
 use crate::db::{DbError, MIGRATIONS, insert_rows};
 
 const FORMAT: u64 = 1;
+/// Nodes have seen statements that are newer than the backup, and take none that is older than what
+/// they have seen: a restored ledger goes on from far beyond them.
+const REVISIONS_AHEAD: i64 = 1 << 32;
 /// These have rows in a new database as well.
 const NEVER_EMPTY: [&str; 2] = ["settings", "sequences"];
 
@@ -160,6 +163,10 @@ pub async fn restore(url: &DatabaseUrl, file: &Path, replace: bool) -> Result<u6
             let target = format!("{} ({})", table.name, columns.join(", "));
             insert_rows(&mut tx, &target, "", table.rows).await?;
         }
+        query("UPDATE sequences SET last = last + $1 WHERE name = 'revision'")
+            .bind(REVISIONS_AHEAD)
+            .execute(&mut tx)
+            .await?;
         tx.commit().await?;
         Ok::<_, DbError>(count)
     };
