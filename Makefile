@@ -42,10 +42,11 @@ test: lint ## Everything that must hold: lint, all tests, doctests
 	cargo nextest run --locked --workspace --no-fail-fast
 	cargo test --locked --workspace --doc --quiet
 
-bench: release ## Measure: submit to result, the queue beside raw Redis, and what journals cost
+bench: release ## Measure: submit to result, the queue beside raw Redis, what journals cost, a ledger under its fleet
 	target/release/rhizome bench submit
 	target/release/rhizome bench queue
 	target/release/rhizome bench script
+	target/release/rhizome bench ledger
 
 # What is given on the command line:
 # make chaos SEED=1 JOBS=10000 RUNNERS=8 MINUTES=2 CUTS=3 DEPLOYMENTS=100 SCRIPTS=50
