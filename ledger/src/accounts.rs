@@ -8,6 +8,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rhizome_identity::sshsig::{namespace, verify_sshsig};
 use rhizome_model::registrar::{
     Account, AccountUpdate, Acknowledged, NewAccount, account_challenge, base64_key,
 };
@@ -47,7 +48,11 @@ pub async fn create(State(app): State<Arc<App>>, body: Body) -> Reply<(StatusCod
         .decode(&request.signature)
         .map_err(|e| LedgerError::bad_request(format!("invalid signature format: {e}")))?;
     let challenge = account_challenge(request.timestamp, &request.public_key);
-    if !scheme::verify(&key, challenge.as_bytes(), &signature) {
+    let challenge = challenge.as_bytes();
+    // A key on a token signs in the form of SSH only.
+    let is_the_keys = scheme::verify(&key, challenge, &signature)
+        || verify_sshsig(&key, namespace::ACCOUNT, challenge, &signature).is_ok();
+    if !is_the_keys {
         let text = "signature verification error: the signature does not fit key and timestamp";
         return Err(LedgerError::unauthenticated(text));
     }

@@ -1,3 +1,5 @@
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::Method;
 use rhizome_identity::SigningKey;
 use serde_json::{Value, json};
@@ -124,4 +126,38 @@ async fn only_its_owner_changes_an_account() {
     assert!(error(&answer).1.starts_with("invalid request body") && answer.0 == 400);
     let many = json!({ "relays": vec!["r"; 33] });
     assert_eq!(patch("/v1/accounts/1", &owner, many).await.0, 400);
+}
+
+/// As `ssh-keygen` and keys on tokens sign.
+#[tokio::test]
+async fn an_account_is_made_by_a_signature_of_ssh_for_just_that() {
+    let ledger = Ledger::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (file, text) = (folder.path().join("key"), folder.path().join("text"));
+    let ssh_keygen = |args: &[&str]| {
+        let mut command = std::process::Command::new("ssh-keygen");
+        assert!(command.args(args).arg("-f").arg(&file).status().unwrap().success(), "{args:?}");
+    };
+    ssh_keygen(&["-q", "-t", "ed25519", "-N", ""]);
+    let line = std::fs::read_to_string(file.with_extension("pub")).unwrap();
+    let blob = STANDARD.decode(line.split(' ').nth(1).unwrap()).unwrap();
+    let public_key = STANDARD.encode(&blob[blob.len() - 32..]);
+    let at = now();
+    std::fs::write(&text, rhizome_model::registrar::account_challenge(at, &public_key)).unwrap();
+    let signed_for = |namespace: &str| {
+        let signature = folder.path().join("text.sig");
+        let _ = std::fs::remove_file(&signature);
+        let mut command = std::process::Command::new("ssh-keygen");
+        command.args(["-Y", "sign", "-n", namespace, "-f"]).arg(&file).arg(&text);
+        assert!(command.output().unwrap().status.success());
+        let armored = std::fs::read_to_string(signature).unwrap();
+        let signature = STANDARD.encode(rhizome_identity::sshsig::dearmor(&armored).unwrap());
+        json!({ "timestamp": at, "public_key": public_key, "signature": signature })
+    };
+    let (status, _) =
+        ledger.send(Method::POST, "/v1/accounts", None, &signed_for("request@rhizome")).await;
+    assert_eq!(status, 401, "signed for something else");
+    let (status, account) =
+        ledger.send(Method::POST, "/v1/accounts", None, &signed_for("account@rhizome")).await;
+    assert_eq!((status, &account["public_key"]), (201, &json!(public_key)));
 }
