@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use rhizome_model::registrar::{Acknowledged, Farm, FarmCreated, FarmUpdate, NewFarm};
-use rhizome_model::{Failure, FarmId};
+use rhizome_model::{AccountId, Failure, FarmId};
 
 use crate::App;
 use crate::auth::Authenticated;
@@ -63,6 +63,9 @@ pub async fn create(
     let unparsed = |e: String| LedgerError::bad_request(format!("failed to parse farm info: {e}"));
     let farm: NewFarm = body.json().map_err(unparsed)?;
     check_name(&farm.farm_name).map_err(unparsed)?;
+    if farm.twin_id == AccountId(0) {
+        return Err(unparsed("twin_id must be a number from 1".into()));
+    }
     farm.stellar_address.as_deref().map_or(Ok(()), check_stellar).map_err(unparsed)?;
     caller.must_be(farm.twin_id)?;
     match app.db.create_farm(&farm).await {

@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderName, Method, Uri, header};
-use axum::routing::get;
+use axum::routing::{get, patch, post};
 pub use backup::{backup, restore};
 pub use rhizome_database::DatabaseUrl;
 use rhizome_identity::SigningKey;
@@ -172,9 +172,15 @@ fn resources() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(nodes::get, nodes::update))
         .routes(routes!(uptime::report))
         .routes(routes!(zos::get, zos::set))
-        // The two that v4 serves with a slash behind them as well.
+        // With a slash behind them v4 serves some and redirects the others to where they are.
         .route("/accounts/", get(accounts::get).post(accounts::create))
+        .route("/accounts/{twin_id}/", patch(accounts::update))
         .route("/farms/", get(farms::list).post(farms::create))
+        .route("/farms/{farm_id}/", get(farms::get).patch(farms::update))
+        .route("/nodes/", get(nodes::list).post(nodes::create))
+        .route("/nodes/{node_id}/", get(nodes::get).patch(nodes::update))
+        .route("/nodes/{node_id}/uptime/", post(uptime::report))
+        .route("/zos/version/", get(zos::get).put(zos::set))
 }
 
 /// Looks after the database: what `/healthz` says, and the task that finds it out.

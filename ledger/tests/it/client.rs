@@ -77,4 +77,6 @@ async fn long_lists_come_whole() {
     let farms = client.farms().await.unwrap();
     assert_eq!(farms.len(), 1001);
     assert!(farms.windows(2).all(|pair| pair[0].farm_id < pair[1].farm_id));
+    let (total, page) = ledger.list("/v1/farms?size=4294967295").await;
+    assert_eq!((total, page.len()), (1001, 1000), "a page has its limit");
 }

@@ -13,6 +13,7 @@ mod hostile;
 pub mod kill;
 mod manager;
 mod nodes;
+mod registrar_v4;
 mod service;
 mod uptime;
 mod v2;

@@ -33,22 +33,6 @@ async fn it_has_what_every_service_has() {
 }
 
 #[tokio::test]
-async fn browsers_may_call_it() {
-    let ledger = Ledger::start().await;
-    let reply = reqwest::Client::new()
-        .request(http::Method::OPTIONS, format!("{}/v1/farms/1", ledger.base()))
-        .header("origin", "https://dash.example")
-        .header("access-control-request-method", "PATCH")
-        .header("access-control-request-headers", "x-auth,content-type")
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(reply.status(), 200);
-    assert_eq!(reply.headers()["access-control-allow-origin"], "*");
-    assert!(reply.headers()["access-control-allow-methods"].to_str().unwrap().contains("PATCH"));
-}
-
-#[tokio::test]
 async fn it_does_not_open_what_is_no_database_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("file"), "").unwrap();
