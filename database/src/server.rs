@@ -17,6 +17,8 @@ use crate::DatabaseUrl;
 /// How long a server may take to answer, also after a crash.
 const READY: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(10);
+/// What was killed is gone by then.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Runs the server until the line (keep the folder) or the end (remove it) of standard input: the
 /// end comes also when whoever started this is killed.
@@ -114,14 +116,23 @@ impl PostgresServer {
             .ok_or("postmaster.pid has no number")?;
         // Stopped first, so that it starts no new ones while its children are looked for.
         let _ = kill(Pid::from_raw(postmaster), Signal::SIGSTOP);
-        for child in children_of(postmaster) {
-            let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
+        let children = children_of(postmaster);
+        for child in &children {
+            let _ = kill(Pid::from_raw(*child), Signal::SIGKILL);
         }
         let _ = kill(Pid::from_raw(postmaster), Signal::SIGKILL);
         if let Some(stdin) = &mut self.keeper.stdin {
             stdin.write_all(b"keep\n").map_err(|e| format!("the server's keeper is gone: {e}"))?;
         }
         self.keeper.wait().map_err(|e| format!("cannot wait for the server: {e}"))?;
+        // As long as one of them has its memory, another server does not start on the same data.
+        let deadline = Instant::now() + GONE_WITHIN;
+        while children.iter().any(|child| is_alive(*child)) {
+            if Instant::now() > deadline {
+                return Err(format!("processes of the server live on: {children:?}"));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
         Ok(())
     }
 
@@ -214,14 +225,21 @@ fn as_server_user(program: impl AsRef<OsStr>) -> Result<Command, String> {
 }
 
 fn children_of(parent: i32) -> Vec<i32> {
-    let parent_of = |pid: &i32| -> Option<i32> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name stands in brackets and may hold anything; state and parent follow it.
-        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
-    };
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     processes
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| parent_of(pid) == Some(parent))
+        .filter(|pid| state_and_parent(*pid).is_some_and(|(_, of)| of == parent))
         .collect()
+}
+
+/// One that only waits to be reaped holds nothing any more.
+fn is_alive(pid: i32) -> bool {
+    state_and_parent(pid).is_some_and(|(state, _)| state != "Z")
+}
+
+fn state_and_parent(pid: i32) -> Option<(String, i32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name stands in brackets and may hold anything; state and parent follow it.
+    let mut words = stat.rsplit_once(')')?.1.split_whitespace();
+    Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
 }
