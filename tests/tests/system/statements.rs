@@ -35,15 +35,20 @@ impl Drop for Frozen {
     }
 }
 
-fn document(system: &System, name: &str) -> Value {
-    let script = system.script("one.rhai", "output(\"ok\", 1);");
-    system.rhizome(&["document", &script, "--name", name]).ok().json()
+/// Made without coord, which may refuse the key before the node does.
+fn document(account: &Value, name: &str) -> String {
+    json!({
+        "account": account, "name": name, "version": 1, "network": "dev",
+        "script": "output(\"ok\", 1);", "placement": { "nodes": [1] },
+        "expires": rhizome_service::clock::now_secs() + 600,
+        "nonce": format!("{:032x}", fastrand::u128(..)),
+    })
+    .to_string()
 }
 
 /// What the node itself says to an envelope, with no coordinator between.
-fn ask_node(system: &System, key: &str, name: &str) -> Option<Code> {
-    let document = document(system, name);
-    let signed = system.with_input(&["--key", key, "sign", "-"], &document.to_string()).ok();
+fn ask_node(system: &System, key: &str, document: &str) -> Option<Code> {
+    let signed = system.with_input(&["--key", key, "sign", "-"], document).ok();
     let client = std::fs::read(system.state.join("node-1/node.json")).unwrap();
     let node: Value = serde_json::from_slice(&client).unwrap();
     let url = format!("http://{}", node["listen"].as_str().unwrap());
@@ -63,11 +68,13 @@ fn a_revoked_key_is_refused_soon_and_a_known_account_served_without_the_ledger()
     let script = system.script("one.rhai", "output(\"ok\", 1);");
     let deploy = |name: &str| system.rhizome(&["deploy", &script, "--node", "1", "--name", name]);
     deploy("before").ok();
+    let account =
+        system.rhizome(&["document", &script, "--name", "x"]).ok().json()["account"].clone();
 
     // The ledger is there and says nothing; what it said is enough.
     let frozen = Frozen::new(system.pids("ledger"));
     deploy("without").ok();
-    assert_eq!(ask_node(&system, &first, "alone"), None);
+    assert_eq!(ask_node(&system, &first, &document(&account, "alone")), None);
     drop(frozen);
 
     let keys = system.rhizome(&["key", "add", &second]).ok().json();
@@ -78,11 +85,18 @@ fn a_revoked_key_is_refused_soon_and_a_known_account_served_without_the_ledger()
     let mut n = 0;
     eventually("the node refuses the revoked key", REVOKED_WITHIN, || {
         n += 1;
-        (ask_node(&system, &first, &format!("late-{n}")) == Some(Code::RevokedKey)).then_some(())
+        (ask_node(&system, &first, &document(&account, &format!("late-{n}")))
+            == Some(Code::RevokedKey))
+        .then_some(())
     });
     assert!(since.elapsed() < REVOKED_WITHIN, "{:?}", since.elapsed());
-    assert_eq!(ask_node(&system, &second, "renewed"), None, "the other key still deploys");
-    let envelope = system.with_input(&["--key", &first, "sign", "-"], &document_of(&keys)).stdout;
+    assert_eq!(
+        ask_node(&system, &second, &document(&account, "renewed")),
+        None,
+        "the other key still deploys"
+    );
+    let envelope =
+        system.with_input(&["--key", &first, "sign", "-"], &document(&account, "later")).stdout;
     eventually("coord refuses it, too", REVOKED_WITHIN, || {
         let answer = system.with_input(&["submit", "-"], &envelope);
         (answer.code == 3 && answer.json()["code"] == "revoked_key").then_some(())
@@ -92,16 +106,6 @@ fn a_revoked_key_is_refused_soon_and_a_known_account_served_without_the_ledger()
     let verify = ["ledger", "--state", &ledger, "audit", "verify"];
     let verdict = system.plain(&verify);
     assert_eq!(verdict.code, 0, "{}{}", verdict.stdout, verdict.stderr);
-}
-
-fn document_of(account: &Value) -> String {
-    let expires = rhizome_service::clock::now_secs() + 600;
-    json!({
-        "account": account["id"], "name": "later", "version": 1, "network": "dev",
-        "script": "output(\"ok\", 1);", "placement": { "nodes": [1] }, "expires": expires,
-        "nonce": "0123456789abcdef0123456789abcdef",
-    })
-    .to_string()
 }
 
 #[test]
