@@ -16,7 +16,7 @@ use crate::harness::{DEADLINE, Home, Ledger, new_account, now};
 
 /// What writes at a time: half of them make accounts, half report.
 const WRITERS: u64 = 16;
-pub const LOAD: Duration = Duration::from_millis(700);
+const LOAD: Duration = Duration::from_millis(700);
 const SERVE: &str = "RHIZOME_TEST_SERVE";
 
 /// The ledger process of the test below, which is this program again.
@@ -103,8 +103,39 @@ pub async fn nodes(ledger: &Ledger) -> Vec<(SigningKey, u64)> {
     nodes
 }
 
+/// Changes that are made while something is killed.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    writing: tokio::task::JoinHandle<Written>,
+}
+
+impl Load {
+    /// Under way when this returns.
+    pub async fn begin(
+        ledger: &Arc<Ledger>,
+        nodes: &[(SigningKey, u64)],
+        seeds: &Arc<AtomicU64>,
+    ) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (ledger, seeds, nodes, told) =
+            (ledger.clone(), seeds.clone(), nodes.to_vec(), stop.clone());
+        let writing = tokio::spawn(async move { load(ledger, &nodes, seeds, told).await });
+        tokio::time::sleep(LOAD).await;
+        Self { stop, writing }
+    }
+
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// What was acknowledged.
+    pub async fn written(self) -> Written {
+        self.writing.await.unwrap()
+    }
+}
+
 /// Writes from many sides until told to stop; errors are no acknowledgements.
-pub async fn load(
+async fn load(
     ledger: Arc<Ledger>,
     nodes: &[(SigningKey, u64)],
     seeds: Arc<AtomicU64>,
@@ -192,16 +223,10 @@ async fn a_killed_ledger_has_lost_nothing() {
     let nodes = nodes(&ledger).await;
     let seeds = Arc::new(AtomicU64::new(0));
     for _ in 0..3 {
-        let stop = Arc::new(AtomicBool::new(false));
-        let writing = {
-            let (ledger, seeds, stop) = (ledger.clone(), seeds.clone(), stop.clone());
-            let nodes = nodes.clone();
-            tokio::spawn(async move { load(ledger, &nodes, seeds, stop).await })
-        };
-        tokio::time::sleep(LOAD).await;
+        let load = Load::begin(&ledger, &nodes, &seeds).await;
         drop(process);
-        stop.store(true, Ordering::Relaxed);
-        let written = writing.await.unwrap();
+        load.stop();
+        let written = load.written().await;
         process = Process::start(&ledger.home, &listen);
         is_up(&ledger).await;
         nothing_is_lost(&ledger, &written).await;

@@ -1,10 +1,10 @@
 //! PostgreSQL is killed under its ledger. SQLite lives in the ledger's process and dies with it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use crate::harness::{Home, Ledger};
-use crate::it::kill::{LOAD, is_up, load, nodes, nothing_is_lost};
+use crate::it::kill::{Load, is_up, nodes, nothing_is_lost};
 
 /// The server is killed with all that belongs to it; the ledger goes on by itself when it is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -15,17 +15,11 @@ async fn a_killed_database_has_lost_nothing() {
     let nodes = nodes(&ledger).await;
     let seeds = Arc::new(AtomicU64::new(0));
     for _ in 0..2 {
-        let stop = Arc::new(AtomicBool::new(false));
-        let writing = {
-            let (ledger, seeds, stop) = (ledger.clone(), seeds.clone(), stop.clone());
-            let nodes = nodes.clone();
-            tokio::spawn(async move { load(ledger, &nodes, seeds, stop).await })
-        };
-        tokio::time::sleep(LOAD).await;
+        let load = Load::begin(&ledger, &nodes, &seeds).await;
         server.kill().unwrap();
-        stop.store(true, Ordering::Relaxed);
+        load.stop();
         server.start_again().await.unwrap();
-        let written = writing.await.unwrap();
+        let written = load.written().await;
         is_up(&ledger).await;
         nothing_is_lost(&ledger, &written).await;
     }
