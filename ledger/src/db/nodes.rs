@@ -282,17 +282,18 @@ impl NodeFilter {
     fn conditions(&self) -> Conditions {
         let of_nodes = self.farm.is_some() || self.account.is_some();
         let of_presence = self.seen_after.is_some() || self.not_seen_after.is_some();
-        let (id, tables) = match (of_nodes, of_presence) {
-            (false, true) => ("p.node", "presence p"),
-            (true, true) => ("n.id", "nodes n JOIN presence p ON p.node = n.id"),
-            (_, false) => ("n.id", "nodes n"),
+        // Of both it is always the farm or the account that is looked for first: statistics of when
+        // nodes were seen are out of date as soon as a fleet reports.
+        let (id, tables, seen) = match (of_nodes, of_presence) {
+            (false, true) => ("p.node", "presence p", "p.last_seen"),
+            _ => ("n.id", "nodes n", "(SELECT last_seen FROM presence WHERE node = n.id)"),
         };
         let mut conditions = Conditions::new(id, tables);
         conditions.add_some(id, "=", self.id.map(column));
         conditions.add_some("n.farm", "=", self.farm.map(column));
         conditions.add_some("n.account", "=", self.account.map(column));
-        conditions.add_some("p.last_seen", ">", self.seen_after);
-        conditions.add_some("p.last_seen", "<=", self.not_seen_after);
+        conditions.add_some(seen, ">", self.seen_after);
+        conditions.add_some(seen, "<=", self.not_seen_after);
         conditions
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rhizome_model::{Action, Bytes, Code, ResourceId, WorkloadKind};
@@ -234,20 +234,25 @@ async fn child_process_that_is_killed() {
     act(volumes.as_ref(), &id("1/demo/data"), action, &text("by")).await.unwrap();
 }
 
-/// Acts in a process of its own and kills it after a while. Whether it was done.
-fn killed_after(world: &World, action: &Action, by: &str, after: Duration) -> bool {
+/// A process of its own that acts.
+fn actor(world: &World, action: &Action, by: &str) -> Child {
     let told = json!({
         "key": world.config.key, "address": world.config.address, "state": world.config.state,
         "action": action, "by": by,
     });
-    let mut child = Command::new(std::env::current_exe().unwrap())
+    Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "snapshots::child_process_that_is_killed"])
         .env(CHILD, told.to_string())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .process_group(0)
         .spawn()
-        .unwrap();
+        .unwrap()
+}
+
+/// Acts in a process of its own and kills it after a while. Whether it was done.
+fn killed_after(world: &World, action: &Action, by: &str, after: Duration) -> bool {
+    let mut child = actor(world, action, by);
     std::thread::sleep(after);
     let done = child.try_wait().unwrap().is_some();
     let _ = child.kill();
@@ -273,8 +278,13 @@ async fn who_is_killed_while_acting_is_made_up_for_by_asking_again() {
     };
     fill("base");
     act(volumes, &id, snapshot("base"), "base").await.unwrap();
-    let (mut unfinished, mut after) = (0, Duration::from_millis(2));
+    // Kills are spread over the time that the act takes here, and a little longer.
+    let begun = Instant::now();
+    assert!(actor(&world, &restore("base"), "undisturbed").wait().unwrap().success());
+    let step = begun.elapsed() / 16;
+    let mut unfinished = 0;
     for round in 0..20 {
+        let after = step * round;
         let (name, by) = (format!("s{round}"), format!("round {round}"));
         fill(&name);
         unfinished += usize::from(!killed_after(&world, &snapshot(&name), &by, after));
@@ -289,13 +299,12 @@ async fn who_is_killed_while_acting_is_made_up_for_by_asking_again() {
         act(volumes, &id, restore("base"), &by).await.unwrap();
         assert_eq!(says(&path), "base");
         act(volumes, &id, Action::DropSnapshot { name: name.parse().unwrap() }, &by).await.unwrap();
-        after += Duration::from_millis(2);
     }
     assert!(unfinished >= 6, "only {unfinished} were killed before they were done");
 
     // Who never asks again leaves nothing behind either.
     for (n, action) in [snapshot("half"), restore("base"), restore("base")].iter().enumerate() {
-        killed_after(&world, action, &format!("never {n}"), Duration::from_millis(12));
+        killed_after(&world, action, &format!("never {n}"), step * 10);
     }
     act(volumes, &id, Action::DropSnapshot { name: "half".parse().unwrap() }, "end").await.unwrap();
     volumes.ensure(&id, &json!({ "size": "32MiB" })).await.unwrap();
