@@ -297,8 +297,8 @@ async fn slice_of(
 impl NodeFilter {
     /// Which way to the rows is the shortest is said here, as statistics of when nodes were seen are
     /// out of date as soon as a fleet reports: by farm or account if there is one; nodes that are up,
-    /// which are most, in the order of their ids; nodes that are away, which are few, by time. A `+`
-    /// keeps a store from using an index.
+    /// which are most, in the order of their ids until the page is full; nodes that are away, which
+    /// are few, by reading all rows as they lie. A `+` keeps a store from using statistics or an index.
     fn conditions(&self) -> Conditions {
         let of_nodes = self.farm.is_some() || self.account.is_some();
         let (id, tables, seen) = match (of_nodes, self.seen_after, self.not_seen_after) {
