@@ -19,6 +19,12 @@ pub trait Host: Send + Sync {
     /// Waits until the resource is there; its status. Asked at most once per resource.
     async fn read(&self, name: &Name) -> Result<Value, HostError>;
 
+    /// Waits until the resource is there, for a property that is known beforehand: its status, or
+    /// null where nothing is waited for.
+    async fn ready(&self, name: &Name) -> Result<Value, HostError> {
+        self.read(name).await
+    }
+
     /// Does something with a declared resource; the action's answer.
     async fn act(&self, call: u64, name: &Name, action: Action) -> Result<Value, HostError>;
 

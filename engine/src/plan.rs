@@ -98,6 +98,10 @@ impl Host for Planner {
         Err(HostError::Unknown)
     }
 
+    async fn ready(&self, _: &Name) -> Result<Value, HostError> {
+        Ok(Value::Null)
+    }
+
     async fn act(&self, _: u64, _: &Name, _: Action) -> Result<Value, HostError> {
         Err(HostError::Unknown)
     }

@@ -94,6 +94,7 @@ pub enum FromChild {
 pub enum Call {
     Declare(DesiredResource),
     Read(Name),
+    Ready(Name),
     Act { name: Name, action: Action },
     Secret(String),
     Log(String),

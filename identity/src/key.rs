@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::{Signature, VerifyingKey};
 use rhizome_model::KeyId;
 use zeroize::Zeroizing;
@@ -82,6 +84,16 @@ impl SigningKey {
         ed25519_dalek::Signer::sign(self.0.as_ref(), message).to_bytes()
     }
 
+    /// A secret for a use: it follows from the key and the name of the use, and from nothing else, so
+    /// it is the same again without being kept anywhere. 32 characters of a URL.
+    pub fn derive_secret(&self, of: &str) -> Zeroizing<String> {
+        let mut hash = blake3::Hasher::new_derive_key("rhizome 2026 generated secret v1");
+        hash.update(self.0.as_bytes()).update(of.as_bytes());
+        let mut bytes = Zeroizing::new([0; 24]);
+        hash.finalize_xof().fill(bytes.as_mut());
+        Zeroizing::new(URL_SAFE_NO_PAD.encode(*bytes))
+    }
+
     /// The X25519 secret that belongs to this key.
     pub(crate) fn to_x25519(&self) -> x25519_dalek::StaticSecret {
         x25519_dalek::StaticSecret::from(self.0.to_scalar_bytes())
@@ -141,6 +153,17 @@ mod tests {
     fn the_secret_is_wiped_when_it_goes() {
         fn wiped<T: zeroize::ZeroizeOnDrop>(_: &T) {}
         wiped(SigningKey::from_seed([7; 32]).0.as_ref());
+    }
+
+    #[test]
+    fn a_derived_secret_is_that_of_its_key_and_use() {
+        let (a, b) = (SigningKey::from_seed([7; 32]), SigningKey::from_seed([8; 32]));
+        let secret = a.derive_secret("1/demo/db");
+        // Databases have it as their password: it must never change.
+        assert_eq!(*secret, "8Mu6GmgkJtXvdXTSB3pjEAKSCu6OFN4l");
+        assert_eq!(*a.derive_secret("1/demo/db"), *secret);
+        assert_ne!(*a.derive_secret("1/demo/db2"), *secret);
+        assert_ne!(*b.derive_secret("1/demo/db"), *secret);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{
     AccountId, Capacity, DeploymentId, DesiredResource, Failure, FarmId, JobId, JobState, KeyId,
-    Name, NodeId, Phase, TraceId, Version,
+    Name, NodeId, Phase, ResourceId, TraceId, Version,
 };
 
 /// coord's answer to an envelope that it accepted: it is on disk.
@@ -511,6 +511,15 @@ pub struct UnsealRequest {
     /// What the secret is for: `ACCOUNT/DEPLOYMENT/NAME`.
     pub context: String,
     pub sealed: String,
+}
+
+/// Asks a node's identity manager for the secret that it derives for a resource
+/// (`POST /v1/generate` on its unix socket).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GenerateRequest {
+    #[schema(value_type = String)]
+    pub resource: ResourceId,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

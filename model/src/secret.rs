@@ -1,39 +1,113 @@
 //! What stands for a secret where the secret itself may not be: in specs, journals and plans.
 //!
-//! A script never sees a secret: `secret(name)` gives it a token that holds the sealed text. The
-//! runner puts the secret in its place just before the workload is made; whoever shows a spec to
-//! people puts `(secret NAME)` there.
+//! A script never sees a secret. `secret(name)` gives it a token that holds the sealed text; what a
+//! node generates for a resource, such as the password of a database, has a token that says no more
+//! than whose it is. The runner puts the secret in its place just before the workload is made;
+//! whoever shows a spec to people puts `(secret NAME)` there.
+
+use std::ops::Range;
 
 use serde_json::Value;
 
-const OPEN: &str = "\u{e000}sealed:";
+use crate::ResourceId;
+
+const SEALED: &str = "\u{e000}sealed:";
+const GENERATED: &str = "\u{e000}generated:";
 const CLOSE: &str = "\u{e001}";
+
+/// In place of a secret in a status: whoever looks at a resource sees that there is one.
+pub const HIDDEN: &str = "(secret)";
+
+/// What a token stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Secret<'a> {
+    /// A secret of the deployment, sealed to the node. The context is `ACCOUNT/DEPLOYMENT/NAME`.
+    Sealed { context: &'a str, sealed: &'a str },
+    /// What the node derives from its key for a resource, `ACCOUNT/DEPLOYMENT/NAME`.
+    Generated { context: &'a str },
+}
+
+impl Secret<'_> {
+    /// What it is for; not looked at yet.
+    pub fn context(&self) -> &str {
+        match self {
+            Self::Sealed { context, .. } | Self::Generated { context } => context,
+        }
+    }
+
+    fn mask(&self) -> String {
+        let name = self.context().rsplit('/').next().unwrap_or_default();
+        match self {
+            Self::Sealed { .. } => format!("(secret {name})"),
+            Self::Generated { .. } => format!("(secret of {name})"),
+        }
+    }
+}
 
 /// The token of a sealed secret. The context is `ACCOUNT/DEPLOYMENT/NAME`.
 pub fn secret_token(context: &str, sealed: &str) -> String {
-    format!("{OPEN}{context}:{sealed}{CLOSE}")
+    format!("{SEALED}{context}:{sealed}{CLOSE}")
+}
+
+/// The token of what the node generates for a resource: it follows from the id alone.
+pub fn generated_token(id: &ResourceId) -> String {
+    format!("{GENERATED}{id}{CLOSE}")
 }
 
 /// Whether a text has a token in it.
 pub fn has_secret(text: &str) -> bool {
-    text.contains(OPEN)
+    text.contains(SEALED) || text.contains(GENERATED)
 }
 
-/// The first token of a text: where it is, and what stands between its ends.
-pub fn find_secret(text: &str) -> Option<(std::ops::Range<usize>, &str)> {
-    let start = text.find(OPEN)?;
-    let inner = start + OPEN.len();
+/// Whether a text is one token and nothing else.
+pub fn is_token(text: &str) -> bool {
+    find_secret(text).is_some_and(|(range, _)| range == (0..text.len()))
+}
+
+/// The first token of a text: where it is, and what it stands for.
+pub fn find_secret(text: &str) -> Option<(Range<usize>, Secret<'_>)> {
+    let sealed = text.find(SEALED).map(|at| (at, SEALED));
+    let generated = text.find(GENERATED).map(|at| (at, GENERATED));
+    let (start, open) = sealed.into_iter().chain(generated).min()?;
+    let inner = start + open.len();
     let end = inner + text[inner..].find(CLOSE)?;
-    Some((start..end + CLOSE.len(), &text[inner..end]))
+    let inside = &text[inner..end];
+    let secret = if open == SEALED {
+        let (context, sealed) = inside.split_once(':').unwrap_or((inside, ""));
+        Secret::Sealed { context, sealed }
+    } else {
+        Secret::Generated { context: inside }
+    };
+    Some((start..end + CLOSE.len(), secret))
+}
+
+/// Every token in the texts of a value.
+pub fn tokens(value: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    collect_tokens(value, &mut found);
+    found
+}
+
+fn collect_tokens(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::String(text) => {
+            let mut rest = text.as_str();
+            while let Some((range, _)) = find_secret(rest) {
+                found.push(rest[range.clone()].to_owned());
+                rest = &rest[range.end..];
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| collect_tokens(item, found)),
+        Value::Object(fields) => fields.values().for_each(|field| collect_tokens(field, found)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 /// The text with `(secret NAME)` for every token in it: equal for equal names, whatever was sealed.
 fn mask_text(text: &str) -> String {
     let mut text = text.to_owned();
-    while let Some((range, inner)) = find_secret(&text) {
-        let context = inner.split(':').next().unwrap_or_default();
-        let name = context.rsplit('/').next().unwrap_or_default();
-        let mask = format!("(secret {name})");
+    while let Some((range, secret)) = find_secret(&text) {
+        let mask = secret.mask();
         text.replace_range(range, &mask);
     }
     text
@@ -69,5 +143,23 @@ mod tests {
             json!({ "env": { "P": "(secret a)", "N": 1 }, "command": ["(secret b)"] })
         );
         assert_eq!(mask_text("plain \u{e000}sealed:cut"), "plain \u{e000}sealed:cut");
+    }
+
+    #[test]
+    fn a_generated_secret_is_known_by_its_resource_alone() {
+        let id: ResourceId = "1/demo/db".parse().unwrap();
+        let token = generated_token(&id);
+        assert!(is_token(&token) && has_secret(&token));
+        let url = format!("redis://:{token}@[5d3::1]:6379");
+        assert!(!is_token(&url) && !is_token("") && !is_token("plain"));
+        let (range, secret) = find_secret(&url).unwrap();
+        assert_eq!((&url[range], secret), (&*token, Secret::Generated { context: "1/demo/db" }));
+        let sealed = secret_token("1/demo/db", "x");
+        let both = json!([url, { "a": format!("{sealed}{token}") }, 1]);
+        assert_eq!(tokens(&both), [token.clone(), sealed, token]);
+        assert_eq!(
+            mask(&both),
+            json!(["redis://:(secret of db)@[5d3::1]:6379", { "a": "(secret db)(secret of db)" }, 1])
+        );
     }
 }

@@ -18,6 +18,7 @@ mod btrfs;
 mod cgroup;
 mod error;
 mod files;
+mod herodb;
 mod image;
 mod lock;
 mod machine;

@@ -63,6 +63,9 @@ impl Handle {
             return Err(self.0.session.refuse(finding));
         }
         if let Some(value) = self.0.predicted.get(key) {
+            if self.0.kind.waits_for(key) {
+                self.wait()?;
+            }
             return Ok(from_json(value));
         }
         let mut status = self.0.status.lock().unwrap_or_else(PoisonError::into_inner);
@@ -70,6 +73,17 @@ impl Handle {
             *status = Some(self.0.session.call(Call::Read(self.0.name.clone()))?);
         }
         Ok(status.as_ref().and_then(|s| s.get(key)).map_or(Dynamic::UNIT, from_json))
+    }
+
+    /// Waits for the resource, once.
+    fn wait(&self) -> Fallible<()> {
+        let mut status = self.0.status.lock().unwrap_or_else(PoisonError::into_inner);
+        if status.is_none() {
+            let answer = self.0.session.call(Call::Ready(self.0.name.clone()))?;
+            // Whoever only foretells waits for nothing, and knows no status.
+            *status = Some(answer).filter(Value::is_object);
+        }
+        Ok(())
     }
 
     fn act(&self, action: Action) -> Fallible<Dynamic> {

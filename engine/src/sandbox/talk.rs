@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use rhizome_model::secret::tokens;
 use rhizome_model::{Code, DesiredResource, Failure, Name, WorkloadKind};
 use serde_json::Value;
 use tokio::time::timeout;
@@ -139,6 +140,11 @@ impl<'a> Talk<'a> {
                 self.wait_for(format!("`{name}`"));
                 host.read(&name).await
             }
+            Call::Ready(name) => {
+                self.is_declared(&name)?;
+                self.wait_for(format!("`{name}`"));
+                host.ready(&name).await
+            }
             Call::Act { name, action } => {
                 self.is_declared(&name)?;
                 self.wait_for(format!("an action on `{name}`"));
@@ -189,6 +195,8 @@ impl<'a> Talk<'a> {
         }
         let kind = resource.kind;
         resource.spec = kind.parse_spec(resource.spec).map_err(|f| self.strange(&f.message))?;
+        let id = self.script.context.deployment.resource(resource.name.clone());
+        resource.spec = kind.complete(&resource.spec, &id).map_err(|f| self.strange(&f.message))?;
         let references = kind.references(&resource.spec).map_err(|f| self.strange(&f.message))?;
         for reference in references {
             if self.declared.get(&reference.name) != Some(&reference.kind) {
@@ -197,7 +205,11 @@ impl<'a> Talk<'a> {
         }
         self.declared.insert(resource.name.clone(), kind);
         self.evaluation.resources.push(resource.clone());
-        Ok(self.host.declare(self.effect(), resource).await)
+        let predicted = self.host.declare(self.effect(), resource).await;
+        if let Ok(known) = &predicted {
+            tokens(known).iter().for_each(|token| self.redactor.learn(token));
+        }
+        Ok(predicted)
     }
 
     fn is_declared(&self, name: &Name) -> Result<(), Break> {

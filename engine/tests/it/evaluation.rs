@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use rhizome_engine::Stop;
+use rhizome_model::secret::generated_token;
 use rhizome_model::{Code, Failure, WorkloadKind, resource_address};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -227,6 +228,45 @@ async fn secrets_are_kept_out_of_what_is_said() {
     let source = r#"machine("web", #{ image: params.image, env: #{ P: secret("db") } });"#;
     let evaluation = run(&script(source), &host).await.unwrap();
     assert_eq!(evaluation.resources[0].spec["env"]["P"], json!("s3cr3t-word"));
+}
+
+#[tokio::test]
+async fn a_database_is_waited_for_and_its_password_is_a_token() {
+    let source = r#"
+        let db = herodb("db", #{ size: "64MiB" });
+        let at = `${db.address} ${db.port}`;
+        machine("early", #{ image: params.image, env: #{ AT: at } });
+        machine("late", #{ image: params.image, env: #{ URL: db.url, P: db.password } });
+        log(db.url);
+        output("url", db.url);
+        output("keys", db.keys);
+    "#;
+    let host = Fake { statuses: BTreeMap::from([("db", json!({ "keys": 3 }))]), ..Fake::default() };
+    let evaluation = run(&script(source), &host).await.unwrap();
+    let asked: Vec<_> = host.asked().into_iter().map(|a| a.replace("***", "*")).collect();
+    let order: Vec<_> =
+        asked.iter().map(|a| a.split(' ').take(3).collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(
+        order[..4],
+        ["0 declare herodb", "1 declare machine", "read db", "2 declare machine"]
+    );
+    assert_eq!(order.iter().filter(|a| *a == "read db").count(), 1);
+
+    let token = generated_token(&"1/demo/db".parse().unwrap());
+    assert_eq!(evaluation.resources[0].spec["password"], json!(token));
+    let env = &evaluation.resources[2].spec["env"];
+    let address = resource_address(NODE.parse().unwrap(), &"1/demo/db".parse().unwrap());
+    assert_eq!(env["P"], json!(token));
+    assert_eq!(env["URL"], json!(format!("redis://:{token}@[{address}]:6379")));
+    assert_eq!(evaluation.outputs["url"], json!(format!("redis://:***@[{address}]:6379")));
+    assert_eq!(evaluation.outputs["keys"], json!(3));
+    assert!(!asked.iter().any(|a| a.contains("log") && a.contains("generated:")), "{asked:?}");
+
+    let clear = r#"let db = herodb("db", #{ size: "64MiB", password: "correct-horse-battery" });"#;
+    let failure = failed(run(&script(clear), &Fake::default()).await);
+    assert_eq!(failure.code, Code::InvalidSpec);
+    assert!(failure.message.contains("secret(\"name\")"), "{failure:?}");
+    assert!(!failure.message.contains("correct-horse"));
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! `plan`: the same script, nothing made.
 
 use rhizome_engine::plan;
+use rhizome_model::secret::mask;
 use rhizome_model::{Bytes, Capacity, Code, Cpu};
 use serde_json::json;
 
@@ -46,5 +47,19 @@ async fn secrets_are_placeholders_and_failures_are_failures() {
     assert_eq!(planned.outputs["a"], json!("***"));
     let failure = plan(&sandboxes, &script("fail(\"no\");")).await.unwrap_err();
     assert_eq!(failure.code, Code::ScriptFailed);
+    sandboxes.close().await;
+}
+
+#[tokio::test]
+async fn a_plan_sees_past_a_database_and_knows_its_password_by_name_only() {
+    let sandboxes = sandboxes();
+    let source = r#"let db = herodb("db", #{ size: "64MiB" });
+        machine("app", #{ image: params.image, env: #{ URL: db.url } });"#;
+    let plan = plan(&sandboxes, &script(source)).await.unwrap();
+    assert!(plan.complete);
+    let shown = mask(&plan.resources[1].spec);
+    let url = shown["env"]["URL"].as_str().unwrap();
+    assert!(url.starts_with("redis://:(secret of db)@["), "{url}");
+    assert_eq!(plan.resources[0].demand().unwrap().disk, Bytes::mib(64));
     sandboxes.close().await;
 }

@@ -14,8 +14,8 @@ use axum::serve::IncomingStream;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rhizome_model::api::{
-    NodeIdentity, PurposeReply, PurposeRequest, UnsealReply, UnsealRequest, VerifyReply,
-    VerifyRequest,
+    GenerateRequest, NodeIdentity, PurposeReply, PurposeRequest, UnsealReply, UnsealRequest,
+    VerifyReply, VerifyRequest,
 };
 use rhizome_model::{Code, Failure, KeyId};
 use rhizome_service::http::{always_healthy, with_common_routes};
@@ -74,6 +74,7 @@ impl Service {
         let _remove = RemoveOnDrop(socket.to_owned());
         let (router, api) = OpenApiRouter::new()
             .routes(routes!(unseal))
+            .routes(routes!(generate))
             .routes(routes!(who))
             .routes(routes!(hardware))
             .routes(routes!(sign))
@@ -131,13 +132,7 @@ async fn unseal(
     State(service): State<Arc<Inner>>,
     request: Result<Json<UnsealRequest>, JsonRejection>,
 ) -> ApiResult<Json<UnsealReply>> {
-    if !grants::is_trusted(uid, ours()) {
-        tracing::warn!(?uid, "a foreign user asked for a secret");
-        return Err(ApiError::new(
-            Code::Unauthorised,
-            "only root and the identity manager's own user may have secrets opened",
-        ));
-    }
+    check_trusted(uid)?;
     let Json(request) = request?;
     if request.context.starts_with(PURPOSE) {
         let message = "this was encrypted for a purpose: /v1/decrypt opens it";
@@ -145,6 +140,31 @@ async fn unseal(
     }
     let secret = service.key.unseal(&request.context, &request.sealed).map_err(refuse)?;
     Ok(Json(UnsealReply { secret: STANDARD.encode(&*secret) }))
+}
+
+/// The secret that this node derives for a resource: always the same one.
+#[utoipa::path(post, path = "/v1/generate", request_body = GenerateRequest,
+    responses((status = 200, body = UnsealReply), (status = 403, body = Failure)))]
+async fn generate(
+    ConnectInfo(Peer(uid)): ConnectInfo<Peer>,
+    State(service): State<Arc<Inner>>,
+    request: Result<Json<GenerateRequest>, JsonRejection>,
+) -> ApiResult<Json<UnsealReply>> {
+    check_trusted(uid)?;
+    let Json(GenerateRequest { resource }) = request?;
+    let secret = service.key.derive_secret(&resource.to_string());
+    Ok(Json(UnsealReply { secret: STANDARD.encode(secret.as_bytes()) }))
+}
+
+fn check_trusted(uid: Option<u32>) -> Result<(), ApiError> {
+    if grants::is_trusted(uid, ours()) {
+        return Ok(());
+    }
+    tracing::warn!(?uid, "a foreign user asked for a secret");
+    Err(ApiError::new(
+        Code::Unauthorised,
+        "only root and the identity manager's own user may have secrets opened",
+    ))
 }
 
 /// Who this node is.

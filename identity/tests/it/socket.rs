@@ -11,8 +11,8 @@ use base64::engine::general_purpose::STANDARD;
 use rhizome_identity::manager::{Config, Facts, FarmChoice, Manager, Overrides};
 use rhizome_identity::{Purpose, SigningKey, seal, verify_for};
 use rhizome_model::api::{
-    NodeIdentity, PurposeReply, PurposeRequest, UnsealReply, UnsealRequest, VerifyReply,
-    VerifyRequest,
+    GenerateRequest, NodeIdentity, PurposeReply, PurposeRequest, UnsealReply, UnsealRequest,
+    VerifyReply, VerifyRequest,
 };
 use rhizome_model::{Code, KeyId};
 use rhizome_service::Client;
@@ -120,6 +120,15 @@ async fn signs_and_encrypts_for_purposes_which_do_not_mix() {
     let refused = node.ask("/v1/decrypt", "backup", &secret, None).await;
     assert_eq!(refused, Err(Code::Unauthorised));
 
+    let generate = async |resource: &str| {
+        let request = GenerateRequest { resource: resource.parse().unwrap() };
+        let reply = node.client.post::<UnsealReply>("/v1/generate", &request).await.unwrap();
+        String::from_utf8(STANDARD.decode(reply.secret).unwrap()).unwrap()
+    };
+    let password = generate("1/demo/db").await;
+    assert_eq!((password.len(), generate("1/demo/db").await), (32, password.clone()));
+    assert_ne!(generate("2/demo/db").await, password);
+
     let peer = SigningKey::generate().unwrap();
     let purpose: Purpose = "backup".parse().unwrap();
     let sent = node.ask("/v1/encrypt", "backup", b"hello", Some(peer.key_id())).await.unwrap();
@@ -195,6 +204,9 @@ async fn other_users_get_what_was_granted_to_them_and_no_more() {
     let sealed = seal(&node.key, "1/demo/x", b"secret").unwrap();
     let body = serde_json::json!({ "context": "1/demo/x", "sealed": sealed }).to_string();
     let (status, reply) = as_user(GRANTED, &shared, "/v1/unseal", &body);
+    assert_eq!((status, reply["code"].as_str()), (403, Some("unauthorised")));
+    let body = serde_json::json!({ "resource": "1/demo/db" }).to_string();
+    let (status, reply) = as_user(GRANTED, &shared, "/v1/generate", &body);
     assert_eq!((status, reply["code"].as_str()), (403, Some("unauthorised")));
     // Who the node is, is no secret.
     let (status, reply) = as_user(STRANGER, &shared, "/v1/identity", "");

@@ -5,6 +5,7 @@
 //! the editor definitions, the JSON schema, `plan`, admission and the queue all come from these.
 
 mod change;
+mod herodb;
 mod machine;
 mod volume;
 
@@ -18,12 +19,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use change::{Change, FieldChange, change};
+pub use herodb::{Herodb, HerodbSpec, HerodbStatus};
 pub use machine::{
     Health, Isolation, Machine, MachineSpec, MachineState, MachineStatus, Mount, Restart,
 };
 pub use volume::{Volume, VolumeSnapshot, VolumeSpec, VolumeStatus};
 
-use crate::{Capacity, Code, Failure, Name, RetryPolicy};
+use crate::{Capacity, Code, Failure, Name, ResourceId, RetryPolicy};
 
 /// The registry. Calls `$callback!` with one `module: Type,` per kind; the module is that of
 /// `rhizome-sal`, the name in scripts and the name of the queue.
@@ -33,6 +35,7 @@ macro_rules! for_each_kind {
         $callback! {
             volume: Volume,
             machine: Machine,
+            herodb: Herodb,
         }
     };
 }
@@ -53,9 +56,23 @@ pub trait Kind: Send + Sync + 'static {
     /// Whether resources of the kind can hold data that nobody could make again.
     const KEEPS_DATA: bool = false;
 
-    /// Rules that the types cannot say. The error names the field.
+    /// Properties that are known beforehand and mean nothing before the resource is there: who reads
+    /// them waits for it.
+    const AFTER_READY: &'static [&'static str] = &[];
+
+    /// Rules that the types cannot say. The error names the field. Secrets are tokens, or opened.
     fn check(_spec: &Self::Spec) -> Result<(), String> {
         Ok(())
+    }
+
+    /// Rules for a spec whose secrets are tokens still: what must not be written in clear.
+    fn check_written(_spec: &Self::Spec) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// The spec with what follows from whose it is.
+    fn complete(spec: Self::Spec, _id: &ResourceId) -> Self::Spec {
+        spec
     }
 
     /// What it takes from the node: reserved, reported and enforced.
@@ -75,7 +92,8 @@ pub trait Kind: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// What is known of the status before the resource exists.
+    /// What is known of the status before the resource exists, from a complete spec. Secrets in it
+    /// are tokens: it goes before what the resource itself says, which has none.
     fn predict(_spec: &Self::Spec, _address: Ipv6Addr) -> Value {
         Value::Object(serde_json::Map::new())
     }
@@ -97,6 +115,8 @@ struct Vtable {
     spec_schema: fn() -> Schema,
     status_schema: fn() -> Schema,
     parse: fn(Value) -> Result<Value, String>,
+    complete: fn(&Value, &ResourceId) -> Result<Value, String>,
+    after_ready: &'static [&'static str],
     demand: fn(&Value) -> Result<Capacity, String>,
     references: fn(&Value) -> Result<Vec<Reference>, String>,
     predict: fn(&Value, Ipv6Addr) -> Result<Value, String>,
@@ -114,9 +134,15 @@ const fn vtable<K: Kind>(name: &'static str) -> Vtable {
         status_schema: || schemars::schema_for!(K::Status),
         parse: |value| {
             let spec = read::<K>(&value)?;
+            K::check_written(&spec)?;
             K::check(&spec)?;
             serde_json::to_value(spec).map_err(|e| e.to_string())
         },
+        complete: |value, id| {
+            let spec = K::complete(read::<K>(value)?, id);
+            serde_json::to_value(spec).map_err(|e| e.to_string())
+        },
+        after_ready: K::AFTER_READY,
         demand: |value| Ok(K::demand(&read::<K>(value)?)),
         references: |value| Ok(K::references(&read::<K>(value)?)),
         predict: |value, address| Ok(K::predict(&read::<K>(value)?, address)),
@@ -182,6 +208,16 @@ impl WorkloadKind {
     /// Checks a spec and writes it out with every default, so that equal intents are equal values.
     pub fn parse_spec(self, value: Value) -> Result<Value, Failure> {
         (self.vtable().parse)(value).map_err(|e| self.invalid(&e))
+    }
+
+    /// A checked spec with what follows from whose it is.
+    pub fn complete(self, spec: &Value, id: &ResourceId) -> Result<Value, Failure> {
+        (self.vtable().complete)(spec, id).map_err(|e| self.invalid(&e))
+    }
+
+    /// Whether who reads a property waits for the resource, though it is known beforehand.
+    pub fn waits_for(self, property: &str) -> bool {
+        self.vtable().after_ready.contains(&property)
     }
 
     /// What a checked spec takes from the node.
