@@ -6,6 +6,7 @@ mod load;
 mod queue;
 mod script;
 mod submit;
+mod system;
 
 use std::process::ExitCode;
 
