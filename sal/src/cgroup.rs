@@ -15,13 +15,17 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rhizome_model::{Code, ResourceId};
+use rhizome_model::{Code, Cpu, ResourceId};
 
 use crate::error::{During, Result, SalError, shown};
 use crate::files;
 
 /// Processes that are killed are gone within this, unless the kernel hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Of a processor's time.
+pub(crate) const CPU_PERIOD_US: u64 = 100_000;
+/// The kernel takes no less.
+const MIN_QUOTA_US: i64 = 1_000;
 const SHIMS: &str = "shims";
 const RUNNERS: &str = "runners";
 
@@ -65,6 +69,11 @@ impl Cgroups {
             )
         })?;
         Ok(Self { roots, version, parent: parent.to_owned() })
+    }
+
+    /// The groups of one kind of workload, below those of the node.
+    pub fn below(&self, name: &str) -> Self {
+        Self { parent: format!("{}/{name}", self.parent), ..self.clone() }
     }
 
     /// The folder for groups of runners. It is on the hierarchy where a shim joins a group of its
@@ -162,6 +171,10 @@ impl Cgroups {
         // `detect` lets no empty list through.
         self.roots.first().cloned().unwrap_or_default().join(&self.parent)
     }
+}
+
+pub(crate) fn cpu_quota_us(cpu: Cpu) -> i64 {
+    (i64::from(cpu.millis()) * (CPU_PERIOD_US as i64) / 1000).max(MIN_QUOTA_US)
 }
 
 /// The hierarchies in a mountinfo, the tracking one first.

@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
-use rhizome_model::{Bytes, KeyId, ResourceId};
+use rhizome_model::{Bytes, KeyId, ResourceId, WorkloadKind};
 
 use crate::SalError;
 use crate::btrfs::Store;
@@ -51,40 +51,62 @@ pub(crate) struct Mark {
     /// `rz` and 8 hexadecimal digits of the key: bridge, parent cgroup, prefix of namespaces.
     pub name: String,
     key: KeyId,
+    /// Stands before the id in the names of one kind; machines have none.
+    prefix: Option<&'static str>,
 }
 
 impl Mark {
     pub fn new(key: KeyId) -> Self {
         let mut name = format!("rz{key}");
         name.truncate(10);
-        Self { name, key }
+        Self { name, key, prefix: None }
     }
 
-    /// The network namespace of a machine: `rz<8 digits>.ACCOUNT.DEPLOYMENT.NAME`.
+    /// The mark of what is of one kind.
+    pub fn of(&self, kind: WorkloadKind) -> Self {
+        let prefix = match kind {
+            WorkloadKind::Machine => None,
+            other => Some(other.as_str()),
+        };
+        Self { prefix, ..self.clone() }
+    }
+
+    pub fn prefix(&self) -> Option<&'static str> {
+        self.prefix
+    }
+
+    /// The network namespace of a resource: `rz<8 digits>.[KIND.]ACCOUNT.DEPLOYMENT.NAME`.
     pub fn netns(&self, id: &ResourceId) -> String {
-        format!("{}.{}", self.name, id.file_name())
+        format!("{}{}", self.before('.'), id.file_name())
     }
 
     pub fn netns_resource(&self, name: &str) -> Option<ResourceId> {
-        let rest = name.strip_prefix(&self.name)?.strip_prefix('.')?;
-        ResourceId::from_file_name(rest).ok()
+        ResourceId::from_file_name(name.strip_prefix(&self.before('.'))?).ok()
     }
 
-    /// The host's end of a machine's link: `rz` and 13 hexadecimal digits, 15 characters at most
+    /// The host's end of a resource's link: `rz` and 13 hexadecimal digits, 15 characters at most
     /// are allowed.
     pub fn link(&self, id: &ResourceId) -> String {
-        let hash = blake3::hash(format!("{} {id}", self.key).as_bytes()).to_hex();
-        format!("rz{}", &hash[..13])
+        let text = match self.prefix {
+            Some(kind) => format!("{} {kind} {id}", self.key),
+            None => format!("{} {id}", self.key),
+        };
+        format!("rz{}", &blake3::hash(text.as_bytes()).to_hex()[..13])
     }
 
     /// A link's alias, which says whose it is.
     pub fn alias(&self, id: &ResourceId) -> String {
-        format!("rhizome:{}:{id}", self.name)
+        format!("rhizome:{}{id}", self.before(':'))
     }
 
     pub fn alias_resource(&self, alias: &str) -> Option<ResourceId> {
-        let rest = alias.trim().strip_prefix("rhizome:")?.strip_prefix(&self.name)?;
-        rest.strip_prefix(':')?.parse().ok()
+        let rest = alias.trim().strip_prefix("rhizome:")?;
+        rest.strip_prefix(&self.before(':'))?.parse().ok()
+    }
+
+    fn before(&self, separator: char) -> String {
+        let kind = self.prefix.map(|kind| format!("{kind}{separator}")).unwrap_or_default();
+        format!("{}{separator}{kind}", self.name)
     }
 }
 
@@ -109,11 +131,12 @@ impl NodeConfig {
 
 impl Node {
     pub fn volumes(&self) -> PathBuf {
-        self.store.dir().join("volumes")
+        self.data(WorkloadKind::Volume)
     }
 
-    pub fn machines(&self) -> PathBuf {
-        self.store.dir().join("machines")
+    /// Where the data of one kind is.
+    pub fn data(&self, kind: WorkloadKind) -> PathBuf {
+        self.store.dir().join(folder_of(kind))
     }
 
     pub fn images(&self) -> PathBuf {
@@ -124,9 +147,9 @@ impl Node {
         self.config.locks()
     }
 
-    /// What is known of running machines: bundles, orders and records of their shims.
-    pub fn run(&self) -> PathBuf {
-        self.config.state.join("run").join("machines")
+    /// What is known of the running programs of one kind: orders and records of their shims.
+    pub fn run(&self, kind: WorkloadKind) -> PathBuf {
+        self.config.state.join("run").join(folder_of(kind))
     }
 
     /// Where the container runtime keeps its own state.
@@ -153,6 +176,11 @@ impl Node {
     }
 }
 
+/// The folder of one kind, in the pool and elsewhere.
+pub(crate) fn folder_of(kind: WorkloadKind) -> String {
+    format!("{kind}s")
+}
+
 /// Before the name of what is not whole.
 pub(crate) const NEW: &str = ".new-";
 
@@ -175,5 +203,15 @@ mod tests {
         assert_eq!(other.alias_resource(&mine.alias(&id)), None);
         assert_eq!(mine.link(&id).len(), 15);
         assert_ne!(mine.link(&id), other.link(&id));
+
+        let volumes = mine.of(WorkloadKind::Volume);
+        assert_eq!(mine.of(WorkloadKind::Machine), mine);
+        assert_eq!(volumes.netns(&id), "rz07070707.volume.12.demo.web-1");
+        assert_eq!(volumes.netns_resource(&volumes.netns(&id)), Some(id.clone()));
+        assert_eq!(volumes.alias_resource(&volumes.alias(&id)), Some(id.clone()));
+        assert_eq!(mine.netns_resource(&volumes.netns(&id)), None);
+        assert_eq!(mine.alias_resource(&volumes.alias(&id)), None);
+        assert_eq!(volumes.alias_resource(&mine.alias(&id)), None);
+        assert_ne!(volumes.link(&id), mine.link(&id));
     }
 }

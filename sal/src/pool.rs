@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use btrfs_uapi::quota::{quota_enable, quota_rescan_wait};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
-use rhizome_model::{Bytes, Code};
+use rhizome_model::{Bytes, Code, WorkloadKind};
 
 use crate::btrfs::Store;
 use crate::error::{During, Result, SalError, shown};
 use crate::files;
 use crate::lock::Lock;
-use crate::node::{NodeConfig, Pool};
+use crate::node::{NodeConfig, Pool, folder_of};
 use crate::tool::Tool;
 
 /// Below this a btrfs has no room for its own trees.
@@ -53,7 +53,8 @@ pub(crate) fn up(config: &NodeConfig) -> Result<Store> {
         Some(store) => store,
         None => with_quotas(&dir)?,
     };
-    for folder in ["volumes", "snapshots", "machines", "images"] {
+    let kinds = WorkloadKind::ALL.iter().map(|kind| folder_of(*kind));
+    for folder in kinds.chain(["snapshots".into(), "images".into()]) {
         let folder = dir.join(folder);
         files::make_folder(&folder)?;
         // Machines bring programs that are setuid root; nobody else on the node shall reach them.

@@ -10,10 +10,10 @@ use crate::btrfs::Store;
 use crate::cgroup::{Cgroups, Version};
 use crate::error::{During, Result, SalError, shown};
 use crate::lock::Lock;
-use crate::machine::{self, Runtime};
 use crate::node::{Mark, Node, NodeConfig};
+use crate::oci::Runtime;
 use crate::workload::{self, Workload};
-use crate::{files, image, net, pool};
+use crate::{files, image, net, pool, program};
 
 /// Kept for the node itself: a part of the whole, and not less than this.
 const MEMORY_RESERVE: Reserve = Reserve { part: 16, least: Bytes::mib(256) };
@@ -86,7 +86,7 @@ impl Sal {
         let node = self.node.clone();
         blocking(move || {
             let _lock = Lock::take(&node.locks().join("node"))?;
-            machine::stop_all(&node)?;
+            program::stop_all(&node)?;
             net::down(&node.mark)?;
             node.cgroups.remove()?;
             pool::down(&node.config)

@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 use crate::SalError;
 use crate::error::Result;
 use crate::lock::Lock;
-use crate::machine::Untold;
 use crate::node::Node;
 use crate::pool;
+use crate::program::Untold;
 
 /// What something printed.
 #[derive(Debug, Clone, PartialEq, Eq)]

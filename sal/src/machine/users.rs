@@ -1,27 +1,31 @@
 //! Who uses a volume.
 
-use rhizome_model::ResourceId;
+use std::sync::Arc;
+
 use rhizome_model::kind::MachineSpec;
+use rhizome_model::{ResourceId, WorkloadKind};
 
 use super::Driver;
-use super::place::Place;
 use crate::error::Result;
 use crate::files;
 use crate::lock::Lock;
 use crate::node::Node;
+use crate::program::Programs;
 
 /// A machine that runs, or is about to, with the volume mounted. Machines start only while nobody
 /// holds the volume's lock, so the answer stays true for who holds it.
-pub(crate) fn user_of(node: &Node, volume: &ResourceId) -> Result<Option<ResourceId>> {
-    for name in files::names(&node.run())? {
+pub(crate) fn user_of(node: &Arc<Node>, volume: &ResourceId) -> Result<Option<ResourceId>> {
+    let programs = Programs::new(node.clone(), WorkloadKind::Machine);
+    for name in files::names(&node.run(WorkloadKind::Machine))? {
         let Ok(id) = ResourceId::from_file_name(&name) else { continue };
         if id.deployment_id() != volume.deployment_id() {
             continue;
         }
-        let place = Place::new(node, &id);
-        let mounts =
-            place.applied().is_some_and(|s| s.mounts.iter().any(|m| m.volume == volume.name));
-        if mounts && (place.shim().is_some() || node.cgroups.is_populated(&id)) {
+        let place = programs.place(&id);
+        let mounts = place
+            .applied()
+            .is_some_and(|s: MachineSpec| s.mounts.iter().any(|m| m.volume == volume.name));
+        if mounts && (place.shim().is_some() || programs.cgroups.is_populated(&id)) {
             return Ok(Some(id));
         }
     }

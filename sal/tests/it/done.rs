@@ -2,17 +2,13 @@
 
 use rhizome_model::kind::Change;
 use rhizome_model::{Done, WorkloadKind};
-use rhizome_sal::Workload;
 use serde_json::{Value, json};
 
 use crate::world::{World, id};
 
 /// Ensures each spec in turn, and compares with the change from the one before.
 async fn follow(world: &World, kind: WorkloadKind, name: &str, specs: &[Value]) -> Vec<Done> {
-    let workload: &dyn Workload = match kind {
-        WorkloadKind::Volume => world.volumes.as_ref(),
-        WorkloadKind::Machine => world.machines.as_ref(),
-    };
+    let workload = world.sal.workload(kind);
     let mut before: Option<Value> = None;
     let mut all = Vec::new();
     for spec in specs {

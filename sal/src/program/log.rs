@@ -1,4 +1,4 @@
-//! What a machine prints, kept on disk.
+//! What a program prints, kept on disk.
 //!
 //! The format is that of Kubernetes' container runtimes (CRI): `TIME STREAM TAG TEXT`, with the
 //! time in RFC 3339, the stream `stdout` or `stderr`, and the tag `F` for a whole line or `P` for
@@ -14,7 +14,7 @@ use crate::Chunk;
 use crate::error::{During, Result, shown};
 use crate::files;
 
-/// Two files of this size are kept of a machine.
+/// Two files of this size are kept of a program.
 pub(super) const MAX_SIZE: u64 = 8 << 20;
 /// A longer line is kept in parts.
 const MAX_LINE: usize = 16 << 10;

@@ -1,9 +1,9 @@
-//! The volumes that are mounted in a running machine, seen and mounted from outside.
+//! The volumes that are mounted in a running container, seen and mounted from outside.
 
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -11,22 +11,20 @@ use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use rhizome_model::Code;
 
+use super::Bind;
 use crate::error::{During, Result, SalError, shown};
 
-/// Source on the node, path in the machine, whether it can only be read.
-type Mount = (PathBuf, String, bool);
-
 /// The paths on which nothing of a volume is mounted in a process's namespace.
-pub(super) fn missing(pid: i32, mounts: &[Mount]) -> Vec<String> {
+pub(crate) fn missing(pid: i32, mounts: &[Bind]) -> Vec<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     // A process that is just ending has none at all.
     if text.is_empty() { Vec::new() } else { unmounted(&text, mounts) }
 }
 
 /// A path may lead through links of the image, so mounts are known by what is mounted, and counted.
-fn unmounted(mountinfo: &str, mounts: &[Mount]) -> Vec<String> {
+fn unmounted(mountinfo: &str, mounts: &[Bind]) -> Vec<String> {
     let mut roots: Vec<_> = mountinfo.lines().filter_map(|l| l.split(' ').nth(3)).collect();
-    let absent = mounts.iter().filter(|(source, ..)| {
+    let absent = mounts.iter().filter(|Bind { source, .. }| {
         let name = source.file_name().unwrap_or_default().to_string_lossy();
         let end = format!("/volumes/{name}");
         match roots.iter().position(|root| root.ends_with(&end)) {
@@ -37,15 +35,15 @@ fn unmounted(mountinfo: &str, mounts: &[Mount]) -> Vec<String> {
             None => true,
         }
     });
-    absent.map(|(_, path, _)| path.clone()).collect()
+    absent.map(|bind| bind.path.clone()).collect()
 }
 
 /// Mounts what is missing into the namespace of a process that runs.
-pub(super) fn restore(pid: i32, mounts: &[Mount]) -> Result<()> {
+pub(crate) fn restore(pid: i32, mounts: &[Bind]) -> Result<()> {
     let missing = missing(pid, mounts);
-    for (source, path, readonly) in mounts.iter().filter(|(_, path, _)| missing.contains(path)) {
-        let tree = detached(source, *readonly)?;
-        enter_and_attach(pid, &tree, path)?;
+    for bind in mounts.iter().filter(|bind| missing.contains(&bind.path)) {
+        let tree = detached(&bind.source, bind.readonly)?;
+        enter_and_attach(pid, &tree, &bind.path)?;
     }
     Ok(())
 }
@@ -129,7 +127,11 @@ mod tests {
 
     #[test]
     fn a_mount_is_known_by_what_is_mounted() {
-        let mount = |path: &str| (PathBuf::from("/p/volumes/1.app.data"), path.to_owned(), false);
+        let mount = |path: &str| Bind {
+            source: "/p/volumes/1.app.data".into(),
+            path: path.to_owned(),
+            readonly: false,
+        };
         let there = "40 30 0:33 /volumes/1.app.data /data rw - btrfs /dev/loop0 rw";
         let deleted = "40 30 0:33 /volumes/1.app.data//deleted /data rw - btrfs /dev/loop0 rw";
         assert!(unmounted(there, &[mount("/data")]).is_empty());

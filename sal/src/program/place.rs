@@ -1,14 +1,15 @@
-//! Where the parts of one machine are, and the files that its shim and we speak by.
+//! Where the parts of one program are, and the files that its shim and we speak by.
 //!
 //! ```text
-//!   <state>/run/machines/<file name>/config.json   the OCI bundle
-//!                                    spec.json     the spec that was applied
-//!                                    orders.json   what the shim is to do        (we write)
-//!                                    state.json    what became of it             (the shim writes)
-//!                                    shim.lock     held by the living shim
-//!                                    told.json     which of its ends were told of
-//!   <state>/logs/<file name>.log, .log.1           what the machine printed
-//!   <pool>/machines/<file name>                    its root file system
+//!   <state>/run/<kind>s/<file name>/spec.json     the spec that was applied
+//!                                   orders.json   what the shim is to do        (we write)
+//!                                   state.json    what became of it             (the shim writes)
+//!                                   shim.lock     held by the living shim
+//!                                   pid           which process it is           (the starter writes)
+//!                                   runtime.log   why it did not start          (the starter writes)
+//!                                   told.json     which of its ends were told of
+//!   <state>/logs/<name>.log, .log.1               what it printed
+//!   <pool>/<kind>s/<file name>                    its data
 //! ```
 
 use std::fs::File;
@@ -16,91 +17,91 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use rhizome_model::ResourceId;
-use rhizome_model::kind::{MachineSpec, Restart};
-use serde::{Deserialize, Serialize};
+use rhizome_model::{ResourceId, WorkloadKind};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use super::life::{Past, Record, Stop};
+use super::life::{Past, Record};
 use super::log;
+use super::orders::Orders;
 use crate::error::{During, Result, shown};
 use crate::files;
-use crate::node::Node;
+use crate::node::{NEW, Node};
 
 const RECORD: &str = "state.json";
 const RESTART: &str = "restart.json";
 const SHIM_LOCK: &str = "shim.lock";
 
-/// What a shim is told.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Orders {
-    /// Names this run: a shim of another run has nothing to do any more.
-    pub run: String,
-    /// The runtime's program.
-    pub runtime: PathBuf,
-    pub runtime_root: PathBuf,
-    pub container: String,
-    pub restart: Restart,
-    pub log: PathBuf,
-    /// The control group that the shim joins.
-    pub cgroup: PathBuf,
-    /// Counts how often the container ran out of memory.
-    pub oom: PathBuf,
-    /// What was before this run.
-    #[serde(default)]
-    pub past: Past,
-    /// Written before the shim is signalled: who comes next must not take the machine for one that
-    /// stays, though the signal is still under way.
-    #[serde(default)]
-    pub stop: Option<Stop>,
-}
-
-pub(super) struct Place {
-    /// The bundle, and the shim's folder.
+pub(crate) struct Place {
+    /// The shim's folder; also for what the program is told by.
     pub dir: PathBuf,
     pub root: PathBuf,
     pub new_root: PathBuf,
     pub log: PathBuf,
-    pub container: String,
-    pub runtime_state: PathBuf,
+    /// It and its resource by one name, which no other program of the node has.
+    pub name: String,
 }
 
 impl Place {
-    pub fn new(node: &Node, id: &ResourceId) -> Self {
-        let name = id.file_name();
+    pub fn new(node: &Node, kind: WorkloadKind, id: &ResourceId) -> Self {
+        let file_name = id.file_name();
+        let name = match node.mark.of(kind).prefix() {
+            Some(kind) => format!("{kind}.{file_name}"),
+            None => file_name.clone(),
+        };
         Self {
-            dir: node.run().join(&name),
-            root: node.machines().join(&name),
-            new_root: node.machines().join(format!(".new-{name}")),
+            dir: node.run(kind).join(&file_name),
+            root: node.data(kind).join(&file_name),
+            new_root: node.data(kind).join(format!("{NEW}{file_name}")),
             log: node.logs().join(format!("{name}.log")),
-            runtime_state: node.runtime_root().join(&name),
-            container: name,
+            name,
         }
     }
 
-    pub fn applied(&self) -> Option<MachineSpec> {
+    pub fn applied<S: DeserializeOwned>(&self) -> Option<S> {
         files::read_json(&self.dir.join("spec.json"))
     }
 
-    pub fn write_applied(&self, spec: &MachineSpec) -> Result<()> {
+    pub fn write_applied<S: Serialize>(&self, spec: &S) -> Result<()> {
         files::replace_json(&self.dir.join("spec.json"), spec, true)
     }
 
-    pub fn orders(&self) -> Option<Orders> {
+    /// Where the starter says which process is the program.
+    pub fn pid_file(&self) -> PathBuf {
+        pid_file(&self.dir)
+    }
+
+    /// Where the starter says why there is none: lines of JSON, each with a `msg`.
+    pub fn starter_log(&self) -> PathBuf {
+        starter_log(&self.dir)
+    }
+
+    pub(super) fn orders(&self) -> Option<Orders> {
         files::read_json(&orders_file(&self.dir))
     }
 
-    pub fn write_orders(&self, orders: &Orders) -> Result<()> {
+    pub(super) fn write_orders(&self, orders: &Orders) -> Result<()> {
         files::replace_json(&orders_file(&self.dir), orders, false)
     }
 
-    pub fn record(&self) -> Option<Record> {
+    pub(super) fn record(&self) -> Option<Record> {
         files::read_json(&record_file(&self.dir))
+    }
+
+    /// The program's process, as far as is known.
+    pub fn pid(&self) -> Option<i32> {
+        self.record().and_then(|r| r.life.pid())
     }
 
     /// What a new shim takes over from one that is gone.
     pub fn past(&self) -> Past {
         let now = jiff::Timestamp::now().as_millisecond();
         self.record().map(|r| r.past(now, booted_at())).unwrap_or_default()
+    }
+
+    /// What a start on request takes over: no pause, and no failures.
+    pub fn past_by_request(&self) -> Past {
+        self.record().map(|r| r.past_by_request()).unwrap_or_default()
     }
 
     /// The living shim: the kernel knows who holds its lock.
@@ -122,7 +123,7 @@ impl Place {
         files::read_json::<String>(&self.dir.join(RESTART)).as_deref() == Some(by)
     }
 
-    pub fn remove_logs(&self) -> Result<()> {
+    pub(super) fn remove_logs(&self) -> Result<()> {
         files::remove(&self.log)?;
         files::remove(&log::rotated(&self.log))
     }
@@ -143,17 +144,25 @@ pub(super) fn record_file(dir: &Path) -> PathBuf {
     dir.join(RECORD)
 }
 
+pub(super) fn pid_file(dir: &Path) -> PathBuf {
+    dir.join("pid")
+}
+
+pub(super) fn starter_log(dir: &Path) -> PathBuf {
+    dir.join("runtime.log")
+}
+
 fn lock_file(dir: &Path) -> PathBuf {
     dir.join(SHIM_LOCK)
 }
 
-/// Whether a change of the file of this name says that something happened to the machine.
+/// Whether a change of the file of this name says that something happened to the program.
 pub(super) fn is_telling(name: &str) -> bool {
     name == RECORD || name == SHIM_LOCK
 }
 
 /// Takes the shim's lock; `None` while another shim has it. It is the process's own, so neither
-/// the runtime nor the container inherits it.
+/// the starter nor the program inherits it.
 pub(super) fn take_shim_lock(dir: &Path) -> Result<Option<File>> {
     let path = lock_file(dir);
     let file = File::options().create(true).append(true).read(true).open(&path);

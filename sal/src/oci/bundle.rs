@@ -1,7 +1,7 @@
-//! The OCI bundle of a machine: what the runtime is told about a spec.
+//! The OCI bundle of a container: what the runtime is told.
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{Resource, getrlimit};
 use oci_spec::OciSpecError;
@@ -14,12 +14,13 @@ use oci_spec::runtime::{
     ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder, get_default_maskedpaths,
     get_default_mounts, get_default_readonly_paths,
 };
-use rhizome_model::Cpu;
-use rhizome_model::kind::MachineSpec;
+use rhizome_model::Code;
 
-pub(super) const CPU_PERIOD_US: u64 = 100_000;
-/// The kernel takes no less.
-const MIN_QUOTA_US: i64 = 1_000;
+use super::{Bind, Limits};
+use crate::cgroup::{CPU_PERIOD_US, cpu_quota_us};
+use crate::error::{Result as SalResult, SalError};
+use crate::files;
+
 /// As far as we may give as many ourselves.
 const OPEN_FILES: u64 = 65_536;
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -55,26 +56,37 @@ const REFUSED_CALLS: [&str; 9] = [
 ];
 const EPERM: u32 = 1;
 
-pub(super) struct Bundle<'a> {
-    pub spec: &'a MachineSpec,
-    pub hostname: &'a str,
+/// A container that is about to be.
+pub(crate) struct Bundle {
+    pub args: Vec<String>,
+    /// `NAME=value`; PATH, HOME and HOSTNAME have values of their own unless they are here.
+    pub env: Vec<String>,
+    pub workdir: String,
+    pub hostname: String,
     pub root: PathBuf,
+    pub is_root_readonly: bool,
+    /// The network namespace, as a path.
     pub netns: PathBuf,
     pub cgroup: String,
-    /// Source on the node, path in the machine, whether it can only be read.
-    pub mounts: Vec<(PathBuf, String, bool)>,
+    pub mounts: Vec<Bind>,
+    pub limits: Limits,
 }
 
-pub(super) fn cpu_quota_us(cpu: Cpu) -> i64 {
-    (i64::from(cpu.millis()) * (CPU_PERIOD_US as i64) / 1000).max(MIN_QUOTA_US)
-}
+impl Bundle {
+    /// Writes it into a program's folder.
+    pub fn write(&self, dir: &Path) -> SalResult<()> {
+        let config = self.config().map_err(|e| {
+            SalError::new(Code::Internal, format!("write the container's configuration: {e}"))
+        })?;
+        files::replace_json(&dir.join("config.json"), &config, false)
+    }
 
-impl Bundle<'_> {
-    pub fn config(&self) -> Result<Spec, OciSpecError> {
+    fn config(&self) -> Result<Spec, OciSpecError> {
+        let root = RootBuilder::default().path(self.root.clone()).readonly(self.is_root_readonly);
         SpecBuilder::default()
             .version("1.0.2")
-            .hostname(self.hostname)
-            .root(RootBuilder::default().path(self.root.clone()).readonly(false).build()?)
+            .hostname(&self.hostname)
+            .root(root.build()?)
             .process(self.process()?)
             .mounts(self.mounts()?)
             .linux(self.linux()?)
@@ -84,10 +96,10 @@ impl Bundle<'_> {
     fn process(&self) -> Result<Process, OciSpecError> {
         let given =
             [DEFAULT_PATH.to_owned(), "HOME=/root".into(), format!("HOSTNAME={}", self.hostname)];
-        let set =
-            |text: &str| text.split_once('=').is_some_and(|(k, _)| self.spec.env.contains_key(k));
-        let mut env: Vec<_> = given.into_iter().filter(|e| !set(e)).collect();
-        env.extend(self.spec.env.iter().map(|(k, v)| format!("{k}={v}")));
+        let name = |text: &str| text.split_once('=').map(|(name, _)| name.to_owned());
+        let set: HashSet<_> = self.env.iter().map(|e| name(e)).collect();
+        let mut env: Vec<_> = given.into_iter().filter(|e| !set.contains(&name(e))).collect();
+        env.extend(self.env.iter().cloned());
         let all: HashSet<_> = CAPABILITIES.into_iter().collect();
         let capabilities = LinuxCapabilitiesBuilder::default()
             .bounding(all.clone())
@@ -105,9 +117,9 @@ impl Bundle<'_> {
         ProcessBuilder::default()
             .terminal(false)
             .user(UserBuilder::default().uid(0u32).gid(0u32).build()?)
-            .args(self.spec.command.clone())
+            .args(self.args.clone())
             .env(env)
-            .cwd(self.spec.workdir.clone())
+            .cwd(self.workdir.clone())
             .capabilities(capabilities)
             .rlimits(vec![files])
             .no_new_privileges(true)
@@ -118,7 +130,7 @@ impl Bundle<'_> {
         let mut mounts = get_default_mounts();
         // A machine has no business with control groups.
         mounts.retain(|m| m.destination() != "/sys/fs/cgroup");
-        for (source, path, readonly) in &self.mounts {
+        for Bind { source, path, readonly } in &self.mounts {
             let access = if *readonly { "ro" } else { "rw" };
             let options = ["rbind", access, "nosuid", "nodev"].map(str::to_owned).to_vec();
             let mount = MountBuilder::default()
@@ -160,7 +172,7 @@ impl Bundle<'_> {
     }
 
     fn resources(&self) -> Result<LinuxResources, OciSpecError> {
-        let memory = i64::try_from(self.spec.memory.0).unwrap_or(i64::MAX);
+        let memory = i64::try_from(self.limits.memory.0).unwrap_or(i64::MAX);
         let nothing = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?;
         LinuxResourcesBuilder::default()
             .devices(vec![nothing])
@@ -169,10 +181,10 @@ impl Bundle<'_> {
             .cpu(
                 LinuxCpuBuilder::default()
                     .period(CPU_PERIOD_US)
-                    .quota(cpu_quota_us(self.spec.cpu))
+                    .quota(cpu_quota_us(self.limits.cpu))
                     .build()?,
             )
-            .pids(LinuxPidsBuilder::default().limit(i64::from(self.spec.pids)).build()?)
+            .pids(LinuxPidsBuilder::default().limit(i64::from(self.limits.pids)).build()?)
             .build()
     }
 }

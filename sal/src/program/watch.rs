@@ -1,11 +1,10 @@
-//! Noticing what machines come to by themselves, at once.
+//! Noticing what programs come to by themselves, at once.
 //!
-//! The kernel tells of two things in a machine's folder: that its shim has written a new record, and
+//! The kernel tells of two things in a program's folder: that its shim has written a new record, and
 //! that its lock was let go of by the one process that may write it, which is the end of the shim.
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
@@ -13,10 +12,9 @@ use rhizome_model::ResourceId;
 use tokio::sync::mpsc;
 
 use super::life::{Life, Record};
-use super::place::{self, Place};
+use super::{Programs, place};
 use crate::error::{During, Result, shown};
 use crate::files;
-use crate::node::Node;
 use crate::workload::Notice;
 
 /// Notices that wait for the one who asked for them.
@@ -24,25 +22,26 @@ const BACKLOG: usize = 256;
 /// Whether there is still somebody who listens is looked at this often.
 const LISTENS_MS: u16 = 1_000;
 
-pub(super) fn watch(node: Arc<Node>) -> Result<mpsc::Receiver<Notice>> {
+pub(super) fn watch(programs: Programs) -> Result<mpsc::Receiver<Notice>> {
     let (sender, receiver) = mpsc::channel(BACKLOG);
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
-        .during("watch the machines")?;
+        .during("watch the programs")?;
+    let name = format!("{}s", programs.kind);
     let mut watcher =
-        Watcher { node, inotify, sender, folders: HashMap::new(), said: HashMap::new() };
+        Watcher { programs, inotify, sender, folders: HashMap::new(), said: HashMap::new() };
     std::thread::Builder::new()
-        .name("machines".into())
+        .name(name)
         .spawn(move || {
             if let Err(error) = watcher.run() {
-                tracing::warn!(%error, "what machines come to is noticed only every minute now");
+                tracing::warn!(%error, "what programs come to is noticed only every minute now");
             }
         })
-        .during("start watching the machines")?;
+        .during("start watching the programs")?;
     Ok(receiver)
 }
 
 struct Watcher {
-    node: Arc<Node>,
+    programs: Programs,
     inotify: Inotify,
     sender: mpsc::Sender<Notice>,
     folders: HashMap<WatchDescriptor, ResourceId>,
@@ -56,9 +55,9 @@ impl Watcher {
             let mut fds = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
             match nix::poll::poll(&mut fds, LISTENS_MS) {
                 Ok(0) | Err(nix::errno::Errno::EINTR) => continue,
-                other => other.during("wait for the machines")?,
+                other => other.during("wait for the programs")?,
             };
-            for event in self.inotify.read_events().during("hear of the machines")? {
+            for event in self.inotify.read_events().during("hear of the programs")? {
                 self.hear(&event)?;
             }
         }
@@ -85,7 +84,8 @@ impl Watcher {
     }
 
     fn look_at_all(&mut self) -> Result<()> {
-        let run = self.node.run();
+        let run = self.programs.run();
+        files::make_folder(&run)?;
         let flags = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
         self.inotify.add_watch(&run, flags).during(format_args!("watch {}", shown(&run)))?;
         files::names(&run)?.iter().for_each(|name| self.follow(name));
@@ -97,13 +97,15 @@ impl Watcher {
         let flags =
             AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ONLYDIR;
         // It may be gone already.
-        let Ok(folder) = self.inotify.add_watch(&self.node.run().join(name), flags) else { return };
+        let Ok(folder) = self.inotify.add_watch(&self.programs.run().join(name), flags) else {
+            return;
+        };
         self.folders.insert(folder, id.clone());
         self.look_at(&id);
     }
 
     fn look_at(&mut self, id: &ResourceId) {
-        let place = Place::new(&self.node, id);
+        let place = self.programs.place(id);
         let Some(record) = place.record() else { return };
         let Some(what) = news(&record, place.shim().is_some()) else { return };
         if self.said.get(id) == Some(&what) {
