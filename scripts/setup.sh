@@ -6,7 +6,7 @@ packages=(
     # building: a C compiler for SQLite and ring, libclang for the btrfs bindings
     gcc libc6-dev libclang-dev libbtrfsutil-dev pkg-config
     # running
-    redis-server btrfs-progs iproute2 runc busybox-static
+    redis-server btrfs-progs iproute2 runc busybox-static nftables
     # testing
     iputils-ping procps util-linux openssh-client python3 python3-venv
     # the ledger's other database; tests start a cluster of their own

@@ -55,7 +55,7 @@ pub(crate) struct Cgroups {
 
 impl Cgroups {
     pub fn detect(parent: &str) -> Result<Self> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").during("read the mounts")?;
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").during("read the mounts")?;
         let (roots, version) = parse_mounts(&mounts, |v2| {
             let controllers = fs::read_to_string(v2.join("cgroup.controllers")).unwrap_or_default();
             ["cpu", "memory", "pids"]

@@ -133,7 +133,7 @@ fn has_loop(image: &Path) -> bool {
 
 pub(crate) fn is_mounted(dir: &Path) -> Result<bool> {
     let Ok(dir) = dir.canonicalize() else { return Ok(false) };
-    let mounts = fs::read_to_string("/proc/self/mountinfo").during("read the mounts")?;
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").during("read the mounts")?;
     let wanted = escaped(&dir.to_string_lossy());
     Ok(mounts.lines().any(|line| line.split(' ').nth(4) == Some(&wanted)))
 }

@@ -4,8 +4,12 @@ use rhizome_model::{Code, Failure};
 
 /// Programs and the Debian packages that bring them. A container runtime is asked for by the SAL,
 /// which knows which one fits this kernel.
-const PROGRAMS: [(&str, &str); 3] =
-    [("redis-server", "redis-server"), ("mkfs.btrfs", "btrfs-progs"), ("ip", "iproute2")];
+const PROGRAMS: [(&str, &str); 4] = [
+    ("redis-server", "redis-server"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+];
 
 pub fn check() -> Result<(), Failure> {
     if !nix::unistd::geteuid().is_root() {

@@ -12,6 +12,8 @@ mod image;
 mod keep;
 mod logs;
 mod machine;
+mod net;
+mod netns;
 mod node;
 mod snapshots;
 mod tpm;

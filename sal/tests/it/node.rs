@@ -38,7 +38,7 @@ async fn down_and_up_brings_everything_back() {
     world.until(&once, |s| s["state"] == "exited").await;
 
     world.sal.down().await.unwrap();
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
     assert!(!mounts.contains(&*world.config.state.to_string_lossy()));
     assert_eq!(loop_of(&world.config.state.join("pool.img")), "");
     let mark = world.mark();

@@ -177,7 +177,7 @@ pub fn processes(text: &str) -> Vec<String> {
 }
 
 pub fn hierarchies() -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
     let lines = mounts.lines().filter(|l| l.contains(" - cgroup"));
     lines.filter_map(|l| l.split(' ').nth(4)).map(PathBuf::from).collect()
 }
