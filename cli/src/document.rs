@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::ValueEnum;
+use rhizome_identity::UserKey;
 use rhizome_model::{
     Code, DeploymentDocument, DeploymentId, Failure, KeyId, MAX_LIFETIME_SECS, Name, NodeId,
     OnFailure, Placement, Policy, Version,
@@ -20,7 +21,7 @@ use rhizome_model::{
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use crate::commands::check;
+use crate::commands::{check, key};
 use crate::coord::{Coord, Session};
 use crate::error::{Error, internal, misuse};
 use crate::refs::DeploymentRef;
@@ -220,7 +221,7 @@ pub async fn prepare(args: &DocumentArgs, session: &Session) -> Result<Deploymen
     let ((id, version), targets) = (asked?, targets?);
     let now = rhizome_service::clock::now_secs();
     Ok(DeploymentDocument {
-        secrets: seal_all(&id, &secrets, &targets)?,
+        secrets: seal_all(&id, &session.key, &secrets, &targets)?,
         account: id.account,
         name: id.name,
         version,
@@ -293,15 +294,21 @@ async fn targets(args: &DocumentArgs, coord: &Coord) -> Result<Vec<Target>, Erro
 
 fn seal_all(
     id: &DeploymentId,
+    by: &UserKey,
     secrets: &BTreeMap<String, Zeroizing<Vec<u8>>>,
     targets: &[Target],
 ) -> Result<BTreeMap<String, BTreeMap<NodeId, String>>, Failure> {
     let mut sealed: BTreeMap<String, BTreeMap<NodeId, String>> = BTreeMap::new();
+    if secrets.is_empty() {
+        return Ok(sealed);
+    }
+    let by = by.sealing_key().map_err(key::refuse)?;
     for (name, secret) in secrets {
         let context = format!("{id}/{name}");
         for target in targets {
             let key = target.key.as_ref().expect("targets of a document with secrets have keys");
-            let text = rhizome_identity::seal(key, &context, secret)
+            let text = by
+                .seal(key, &context, secret)
                 .map_err(|e| misuse(format!("cannot seal the secret {name}: {e}")))?;
             sealed.entry(name.clone()).or_default().insert(target.id, text);
         }
@@ -366,7 +373,8 @@ mod tests {
             .map(|(n, key)| Target { id: NodeId(n), key: Some(key.key_id()) })
             .collect();
         let secrets = BTreeMap::from([("db".to_owned(), Zeroizing::new(b"hunter2".to_vec()))]);
-        let sealed = seal_all(&id, &secrets, &targets).unwrap();
+        let by = SigningKey::from_seed([9; 32]).into();
+        let sealed = seal_all(&id, &by, &secrets, &targets).unwrap();
         for (n, key) in (1..).zip(&keys) {
             let opened = key.unseal("1/demo/db", &sealed["db"][&NodeId(n)]).unwrap();
             assert_eq!(opened.as_slice(), b"hunter2");

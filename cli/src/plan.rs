@@ -14,7 +14,7 @@ use rhizome_engine::{Context, Peer, Plan, Sandboxes, Script};
 use rhizome_model::api::PlanBase;
 use rhizome_model::{
     Capacity, Code, Comparison, Demand, DeploymentDocument, DeploymentId, Desired, Failure, Limits,
-    Name, NodeFacts, NodeId, PlanRow, PlanStep, Policy, Version, resource_address,
+    Name, NodeFacts, NodeId, PlanRow, PlanStep, Policy, Version, resource_address, secret,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -109,7 +109,11 @@ pub async fn on_nodes(
             },
             limits: base.limits,
         };
-        let plan = rhizome_engine::plan(sandboxes, &script).await?;
+        let mut plan = rhizome_engine::plan(sandboxes, &script).await?;
+        for resource in &mut plan.resources {
+            let sealed = |name: &str| document.secrets.get(name)?.get(&base.facts.id).cloned();
+            resource.spec = secret::fill(&resource.spec, sealed);
+        }
         plans.push(compare(document, &deployment, base, plan)?);
     }
     Ok(Foretold::new(deployment, document.version, plans))

@@ -36,7 +36,7 @@ pub use envelope::{SignatureError, digest, verify_signatures};
 pub use key::{KeyError, SigningKey, check_key, verify_bytes};
 pub use ledger_client::{LedgerClient, LedgerNode};
 pub use purpose::{Purpose, verify_for};
-pub use seal::{MAX_SECRET_BYTES, SealError, seal};
+pub use seal::{MAX_SECRET_BYTES, SealError, SealingKey, seal};
 pub use statements::{Statements, StatementsConfig, open_signed, sign_statement};
 pub use user_key::UserKey;
 pub use verify::{Accounts, Verified, active_account, verify};

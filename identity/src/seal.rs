@@ -7,6 +7,9 @@
 //!   sealed = base64( 0x01 ‖ ephemeral public key ‖ ciphertext and tag )
 //! ```
 //!
+//! The ephemeral key is random, or follows from a key of the sealer and all that is sealed: then the
+//! same secret is sealed to the same text again, so that one can see whether it has changed.
+//!
 //! The context says what the secret is for (`1/demo/secret-name`). It is authenticated: a sealed
 //! secret that is moved to another deployment or another name does not open.
 
@@ -27,6 +30,7 @@ use crate::{KeyError, SigningKey};
 pub const MAX_SECRET_BYTES: usize = 64 * 1024;
 const FORMAT: u8 = 1;
 const LABEL: &[u8] = b"rhizome 2026 sealed secret v1";
+const SEALING_KEY: &str = "rhizome 2026 sealing key v1";
 const HEAD: usize = 33;
 
 #[derive(Debug, thiserror::Error)]
@@ -45,13 +49,42 @@ pub enum SealError {
 
 /// Seals a secret to the holder of a key, for one use.
 pub fn seal(to: &KeyId, context: &str, secret: &[u8]) -> Result<String, SealError> {
+    let mut random = Zeroizing::new([0; 32]);
+    getrandom::fill(random.as_mut()).map_err(KeyError::Random)?;
+    seal_by(&random, to, context, secret)
+}
+
+/// Of whoever seals; from it and a secret follows how the secret is sealed.
+pub struct SealingKey(Zeroizing<[u8; 32]>);
+
+impl SealingKey {
+    /// From what its owner alone can make, and makes the same every time.
+    pub(crate) fn new(material: &[u8]) -> Self {
+        Self(Zeroizing::new(blake3::derive_key(SEALING_KEY, material)))
+    }
+
+    /// As [`seal`] does, but the same secret for the same node and use becomes the same text.
+    pub fn seal(&self, to: &KeyId, context: &str, secret: &[u8]) -> Result<String, SealError> {
+        let mut hash = blake3::Hasher::new_keyed(&self.0);
+        for part in [&to.0[..], context.as_bytes(), secret] {
+            hash.update(&(part.len() as u64).to_le_bytes()).update(part);
+        }
+        let ephemeral = Zeroizing::new(*hash.finalize().as_bytes());
+        seal_by(&ephemeral, to, context, secret)
+    }
+}
+
+fn seal_by(
+    ephemeral: &[u8; 32],
+    to: &KeyId,
+    context: &str,
+    secret: &[u8],
+) -> Result<String, SealError> {
     if secret.len() > MAX_SECRET_BYTES {
         return Err(SealError::TooLarge(secret.len()));
     }
     let to = PublicKey::from(verifying_key(to)?.to_montgomery().to_bytes());
-    let mut random = Zeroizing::new([0; 32]);
-    getrandom::fill(random.as_mut()).map_err(KeyError::Random)?;
-    let ours = StaticSecret::from(*random);
+    let ours = StaticSecret::from(*ephemeral);
     let ephemeral = PublicKey::from(&ours);
     let (cipher, nonce) = cipher(&ours.diffie_hellman(&to), &ephemeral, &to);
     let payload = Payload { msg: secret, aad: context.as_bytes() };
@@ -135,6 +168,24 @@ mod tests {
         let large = vec![0; MAX_SECRET_BYTES + 1];
         assert!(matches!(seal(&node.key_id(), "x", &large), Err(SealError::TooLarge(_))));
         assert!(matches!(seal(&KeyId([0; 32]), "x", b""), Err(SealError::Key(KeyError::Weak(_)))));
+    }
+
+    #[test]
+    fn the_same_secret_is_sealed_to_the_same_text_by_the_same_key() {
+        let (node, other) = (SigningKey::from_seed([1; 32]), SigningKey::from_seed([2; 32]));
+        let key = SealingKey::new(b"mine");
+        let seal = |key: &SealingKey, to: &SigningKey, context: &str, secret: &[u8]| {
+            let sealed = key.seal(&to.key_id(), context, secret).unwrap();
+            assert_eq!(**to.unseal(context, &sealed).unwrap(), *secret);
+            sealed
+        };
+        let sealed = seal(&key, &node, "1/demo/x", b"hunter2");
+        assert_eq!(seal(&SealingKey::new(b"mine"), &node, "1/demo/x", b"hunter2"), sealed);
+        assert_ne!(seal(&key, &node, "1/demo/x", b"hunter3"), sealed);
+        assert_ne!(seal(&key, &other, "1/demo/x", b"hunter2"), sealed);
+        assert_ne!(seal(&key, &node, "1/demo/y", b"hunter2"), sealed);
+        // Nobody else can try which secret it is.
+        assert_ne!(seal(&SealingKey::new(b"yours"), &node, "1/demo/x", b"hunter2"), sealed);
     }
 
     proptest! {

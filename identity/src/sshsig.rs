@@ -24,6 +24,8 @@ pub mod namespace {
     pub const REQUEST: &str = "request@rhizome";
     /// Registering an account: signed is the ledger's challenge.
     pub const ACCOUNT: &str = "account@rhizome";
+    /// The key that secrets are sealed by follows from this signature; it goes nowhere.
+    pub const SEALING: &str = "sealing@rhizome";
 }
 
 const MAGIC: &[u8] = b"SSHSIG";

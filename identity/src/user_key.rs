@@ -4,7 +4,7 @@ use rhizome_model::{Envelope, KeyId, Signature};
 
 use crate::agent::AgentKey;
 use crate::sshsig::namespace;
-use crate::{KeyError, SigningKey};
+use crate::{KeyError, SealingKey, SigningKey};
 
 /// Signs for its user. How the signature looks depends on where the key is; whoever checks it takes
 /// both forms ([`crate::sshsig::verify_either`]).
@@ -40,6 +40,13 @@ impl UserKey {
             Self::Held(key) => Ok(key.sign(message).to_vec()),
             Self::Agent(key) => Ok(key.sign(namespace, message)?),
         }
+    }
+
+    /// What this user seals secrets by. Ed25519 signs the same bytes to the same signature; a
+    /// token's signatures differ, so that each of its secrets looks like a new one.
+    pub fn sealing_key(&self) -> Result<SealingKey, KeyError> {
+        const MESSAGE: &[u8] = b"rhizome 2026 secrets are sealed by the key that follows from this";
+        Ok(SealingKey::new(&self.sign(namespace::SEALING, MESSAGE)?))
     }
 
     pub fn sign_envelope(&self, payload_type: &str, payload: &[u8]) -> Result<Envelope, KeyError> {

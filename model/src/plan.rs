@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::kind::{Change, FieldChange};
-use crate::secret::mask;
+use crate::secret::{mask, mask_after};
 use crate::{Code, DesiredResource, Failure, Name, Policy, WorkloadKind};
 
 /// What becomes of one resource.
@@ -133,9 +133,8 @@ fn step(old: Option<&DesiredResource>, new: &DesiredResource) -> Result<PlanStep
         let reason = format!("a {} cannot become a {}", old.kind, new.kind);
         return Ok(PlanStep::Replace { was: old.kind, fields: Vec::new(), reason });
     }
-    // What a secret is sealed to differs from version to version; what counts is which it is.
-    let named = |r: &DesiredResource| mask(&r.spec);
-    Ok(match new.kind.change(&named(old), &named(new))? {
+    let (before, after) = (mask(&old.spec), mask_after(&new.spec, &old.spec));
+    Ok(match new.kind.change(&before, &after)? {
         Change::None => PlanStep::Unchanged,
         Change::Update(fields) => PlanStep::Update { fields },
         Change::Replace { fields, reason } => PlanStep::Replace { was: old.kind, fields, reason },
@@ -228,12 +227,16 @@ mod tests {
     }
 
     #[test]
-    fn secrets_count_by_name_and_are_not_shown() {
+    fn secrets_count_and_are_not_shown() {
         let with = |name: &str, sealed: &str| {
             machine("m", &secret_token(&format!("1/demo/{name}"), sealed))
         };
-        let same = compare(&[with("a", "x")], &[with("a", "y")]);
+        let same = compare(&[with("a", "x")], &[with("a", "x")]);
         assert_eq!(words(&same), ["unchanged m"]);
+        let changed = compare(&[with("a", "x")], &[with("a", "y")]);
+        assert_eq!(words(&changed), ["replace m"]);
+        let text = serde_json::to_string(&changed.rows).unwrap();
+        assert!(text.contains("(secret a, changed)"), "{text}");
         let other = compare(&[with("a", "x")], &[with("b", "y")]);
         let text = serde_json::to_string(&other.rows).unwrap();
         assert!(text.contains("(secret a)") && text.contains("(secret b)"), "{text}");

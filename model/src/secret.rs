@@ -35,6 +35,14 @@ impl Secret<'_> {
         }
     }
 
+    /// Whether it says which secret it is, or that there is one only.
+    fn is_known(&self) -> bool {
+        match self {
+            Self::Sealed { sealed, .. } => !sealed.is_empty(),
+            Self::Generated { .. } => true,
+        }
+    }
+
     fn mask(&self) -> String {
         let name = self.context().rsplit('/').next().unwrap_or_default();
         match self {
@@ -103,26 +111,62 @@ fn collect_tokens(value: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// The text with `(secret NAME)` for every token in it: equal for equal names, whatever was sealed.
-fn mask_text(text: &str) -> String {
-    let mut text = text.to_owned();
-    while let Some((range, secret)) = find_secret(&text) {
-        let mask = secret.mask();
-        text.replace_range(range, &mask);
+/// A text with something else for every token in it.
+fn replace_tokens(text: &str, with: &impl Fn(&Secret<'_>, &str) -> String) -> String {
+    let (mut done, mut rest) = (String::new(), text);
+    while let Some((range, secret)) = find_secret(rest) {
+        done += &rest[..range.start];
+        done += &with(&secret, &rest[range.clone()]);
+        rest = &rest[range.end..];
     }
-    text
+    done + rest
 }
 
 /// The same for every text in a value.
-pub fn mask(value: &Value) -> Value {
+fn replace_all(value: &Value, with: &impl Fn(&Secret<'_>, &str) -> String) -> Value {
     match value {
-        Value::String(text) => Value::String(mask_text(text)),
-        Value::Array(items) => items.iter().map(mask).collect(),
+        Value::String(text) => Value::String(replace_tokens(text, with)),
+        Value::Array(items) => items.iter().map(|item| replace_all(item, with)).collect(),
         Value::Object(fields) => {
-            Value::Object(fields.iter().map(|(key, v)| (mask_text(key), mask(v))).collect())
+            let replaced =
+                |(key, v): (&String, &Value)| (replace_tokens(key, with), replace_all(v, with));
+            Value::Object(fields.iter().map(replaced).collect())
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),
     }
+}
+
+/// The value with `(secret NAME)` for every token in its texts: equal for equal names, whatever was
+/// sealed.
+pub fn mask(value: &Value) -> Value {
+    replace_all(value, &|secret, _| secret.mask())
+}
+
+/// The same of a value that follows another one. A secret that is there by the same name but was
+/// sealed otherwise is `(secret NAME, changed)`; where either is not known it is not.
+pub fn mask_after(value: &Value, before: &Value) -> Value {
+    let before = tokens(before);
+    replace_all(value, &|secret, token| {
+        let same_name = before.iter().filter_map(|t| Some((t, find_secret(t)?.1)));
+        let mut same_name = same_name.filter(|(_, b)| b.context() == secret.context()).peekable();
+        let differs = |(t, b): (&String, Secret<'_>)| t != token && b.is_known();
+        if secret.is_known() && same_name.peek().is_some() && same_name.all(differs) {
+            secret.mask().replace(')', ", changed)")
+        } else {
+            secret.mask()
+        }
+    })
+}
+
+/// The value with what was sealed in the tokens of those secrets; the others stay as they are.
+pub fn fill(value: &Value, sealed: impl Fn(&str) -> Option<String>) -> Value {
+    replace_all(value, &|secret, token| match secret {
+        Secret::Sealed { context, .. } => {
+            let name = context.rsplit('/').next().unwrap_or_default();
+            sealed(name).map_or_else(|| token.to_owned(), |sealed| secret_token(context, &sealed))
+        }
+        Secret::Generated { .. } => token.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -135,14 +179,30 @@ mod tests {
     fn what_is_sealed_is_never_shown() {
         let token = |name: &str, sealed| secret_token(&format!("1/demo/{name}"), sealed);
         let text = format!("<{}:{}>", token("a", "c2VhbGVk"), token("b", "b3RoZXI="));
-        assert_eq!(mask_text(&text), "<(secret a):(secret b)>");
+        assert_eq!(mask(&json!(text)), "<(secret a):(secret b)>");
         let spec = json!({ "env": { "P": token("a", "x"), "N": 1 }, "command": [token("b", "y")] });
         let shown = mask(&spec);
         assert_eq!(
             shown,
             json!({ "env": { "P": "(secret a)", "N": 1 }, "command": ["(secret b)"] })
         );
-        assert_eq!(mask_text("plain \u{e000}sealed:cut"), "plain \u{e000}sealed:cut");
+        assert_eq!(mask(&json!("plain \u{e000}sealed:cut")), "plain \u{e000}sealed:cut");
+    }
+
+    #[test]
+    fn a_secret_that_changed_is_told_from_one_that_did_not() {
+        let token = |name: &str, sealed| secret_token(&format!("1/demo/{name}"), sealed);
+        let after = |old: &[String], new: &str| mask_after(&json!(new), &json!(old));
+        assert_eq!(after(&[token("a", "x")], &token("a", "x")), "(secret a)");
+        assert_eq!(after(&[token("a", "x")], &token("a", "y")), "(secret a, changed)");
+        assert_eq!(after(&[token("a", "x"), token("a", "y")], &token("a", "y")), "(secret a)");
+        assert_eq!(after(&[token("b", "x")], &token("a", "y")), "(secret a)", "another name");
+        assert_eq!(after(&[token("a", "x")], &token("a", "")), "(secret a)", "not known");
+        assert_eq!(after(&[token("a", "")], &token("a", "y")), "(secret a)", "not known");
+        let sealed = |name: &str| (name == "a").then(|| "x".to_owned());
+        let spec = json!({ "env": [token("a", ""), token("b", "")] });
+        let filled = json!({ "env": [token("a", "x"), token("b", "")] });
+        assert_eq!(fill(&spec, sealed), filled);
     }
 
     #[test]

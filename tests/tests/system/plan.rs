@@ -379,9 +379,32 @@ fn a_plan_names_fields_refusals_and_no_secret() {
         "--param",
         "which=one",
         "--secret",
-        "one=x",
+        "one=tr0ub4dor",
     ]);
     assert!(shown.stdout.contains("memory: 16.0 MiB → 24.0 MiB"), "{}", shown.stdout);
+}
+
+#[test]
+fn a_secret_that_changes_is_a_change() {
+    let system = System::start();
+    let image = busybox(&system.state);
+    let source = format!(
+        "machine(\"m\", #{{ image: \"{image}\", memory: \"16MiB\", cpu: 0.05,
+            env: #{{ P: secret(\"one\") }}, command: [\"/bin/sleep\", \"100000\"] }});"
+    );
+    let script = system.script("s.rhai", &source);
+    let steps = [("first", "create"), ("first", "unchanged"), ("second", "replace")];
+    for (secret, action) in steps {
+        let secret = format!("one={secret}");
+        let options = [script.as_str(), "--name", "app", "--secret", &secret];
+        assert_eq!(step(&system, "app", &options), Actions::from([("m".into(), action.into())]));
+    }
+    let plan = ["plan", &script, "--name", "app", "--secret", "one=third"];
+    let plan = system.rhizome(&plan).json();
+    assert_eq!(
+        rows(&plan)[0]["fields"],
+        json!([{ "path": "env.P", "old": "(secret one)", "new": "(secret one, changed)" }])
+    );
 }
 
 #[test]
