@@ -12,6 +12,8 @@ pub enum Drift {
     Ended,
     /// It does not run though it should, and nothing watches it: after a reboot, for example.
     Lost,
+    /// It runs, and does not answer.
+    Hung,
     /// Its namespace, link, address or route is gone.
     Network,
     /// A volume is not mounted in it.

@@ -4,6 +4,7 @@
 //! subvolume are used, always with absolute paths and without qgroups to inherit: its iterators and
 //! its qgroup structures are unsound.
 
+mod clone;
 mod room;
 
 use std::ffi::CString;
@@ -21,6 +22,7 @@ use nix::errno::Errno;
 use nix::sys::statvfs::statvfs;
 use rhizome_model::Bytes;
 
+pub(crate) use self::clone::{clone_file, without_cow};
 use crate::error::{During, Result, shown};
 
 /// Whose bytes count.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rhizome_model::{Code, Cpu, ResourceId};
+use rhizome_model::{Bytes, Code, Cpu, ResourceId};
 
 use crate::error::{During, Result, SalError, shown};
 use crate::files;
@@ -121,6 +121,54 @@ impl Cgroups {
         }
     }
 
+    /// Makes limited groups for what no container runtime makes groups for; answers those that it
+    /// is to join.
+    pub fn confine(&self, id: &ResourceId, cpu: Cpu, memory: Bytes) -> Result<Vec<PathBuf>> {
+        let memory = memory.0.to_string();
+        let mut joins = Vec::new();
+        for root in &self.roots {
+            files::make_folder(&root.join(&self.parent))?;
+            self.hand_down(root);
+            let group = root.join(&self.parent).join(id.file_name());
+            files::make_folder(&group)?;
+            let limited = limit_cpu(&group, cpu)?
+                | set(&group, "memory.limit_in_bytes", &memory)?
+                | set(&group, "memory.memsw.limit_in_bytes", &memory)?
+                | set(&group, "memory.max", &memory)?
+                | set(&group, "memory.swap.max", "0")?;
+            if limited || root == &self.roots[0] {
+                joins.push(group);
+            } else {
+                remove_tree(&group);
+            }
+        }
+        Ok(joins)
+    }
+
+    /// Gives what runs in the groups of [`Self::confine`] other limits.
+    pub fn limit(&self, id: &ResourceId, cpu: Cpu, memory: Bytes) -> Result<()> {
+        let memory = memory.0.to_string();
+        for root in &self.roots {
+            let group = root.join(&self.parent).join(id.file_name());
+            limit_cpu(&group, cpu)?;
+            set(&group, "memory.limit_in_bytes", &memory)?;
+            set(&group, "memory.memsw.limit_in_bytes", &memory)?;
+            set(&group, "memory.max", &memory)?;
+        }
+        Ok(())
+    }
+
+    /// Where there is one hierarchy, controllers are handed down group by group.
+    fn hand_down(&self, root: &Path) {
+        let group = root.join(&self.parent);
+        let mut above: Vec<_> = group.ancestors().take_while(|g| g.starts_with(root)).collect();
+        above.reverse();
+        for group in above.into_iter().filter(|_| self.version == Version::V2) {
+            // Who lacks a controller says so where its limit cannot be written.
+            let _ = fs::write(group.join("cgroup.subtree_control"), "+cpu +memory");
+        }
+    }
+
     pub fn prepare(&self) -> Result<()> {
         files::make_folder(&self.tracking().join(SHIMS))
     }
@@ -171,6 +219,24 @@ impl Cgroups {
         // `detect` lets no empty list through.
         self.roots.first().cloned().unwrap_or_default().join(&self.parent)
     }
+}
+
+/// Whether the controller is on this hierarchy.
+fn limit_cpu(group: &Path, cpu: Cpu) -> Result<bool> {
+    let quota = cpu_quota_us(cpu);
+    Ok(set(group, "cpu.cfs_period_us", &CPU_PERIOD_US.to_string())?
+        | set(group, "cpu.cfs_quota_us", &quota.to_string())?
+        | set(group, "cpu.max", &format!("{quota} {CPU_PERIOD_US}"))?)
+}
+
+/// Writes a file of a group; says whether there is one.
+fn set(group: &Path, file: &str, value: &str) -> Result<bool> {
+    let file = group.join(file);
+    if !file.exists() {
+        return Ok(false);
+    }
+    fs::write(&file, value).during(format_args!("write {value} to {}", shown(&file)))?;
+    Ok(true)
 }
 
 pub(crate) fn cpu_quota_us(cpu: Cpu) -> i64 {

@@ -47,6 +47,7 @@ fn drift(drifted: &Drifted) -> String {
         Drift::Missing => "was gone",
         Drift::Ended => "ended",
         Drift::Lost => "did not run",
+        Drift::Hung => "did not answer",
         Drift::Network => "its network was not whole",
         Drift::Mount => "a volume was not mounted",
         Drift::Limit => "was not limited",

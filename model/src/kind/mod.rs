@@ -21,7 +21,8 @@ use serde_json::Value;
 pub use change::{Change, FieldChange, change};
 pub use herodb::{Herodb, HerodbSpec, HerodbStatus};
 pub use machine::{
-    Health, Isolation, Machine, MachineSpec, MachineState, MachineStatus, Mount, Restart,
+    Boot, Disk, Health, Isolation, Machine, MachineSpec, MachineState, MachineStatus, Mount, Ready,
+    Restart,
 };
 pub use volume::{Volume, VolumeSnapshot, VolumeSpec, VolumeStatus};
 

@@ -7,9 +7,11 @@
 //! ```
 //!
 //! An image is imported once, under a temporary name that becomes its digest when all is there; so
-//! what has a digest for a name is whole. Who wants the same image meanwhile waits.
+//! what has a digest for a name is whole. Who wants the same image meanwhile waits. Images of virtual
+//! machines are one raw file each, and cloned.
 
 mod folder;
+mod raw;
 mod unpack;
 
 use std::fs::{self, File};
@@ -18,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use rhizome_model::Code;
 
+pub(crate) use self::raw::obtain_raw;
 use crate::error::{During, Result, SalError, shown};
 use crate::files;
 use crate::lock::Lock;
@@ -55,13 +58,14 @@ pub(crate) fn sweep(node: &Node) -> Result<()> {
 }
 
 fn known(node: &Node, key: &str) -> Option<PathBuf> {
+    let path = node.images().join(known_digest(node, key)?);
+    node.store.has(&path).then_some(path)
+}
+
+fn known_digest(node: &Node, key: &str) -> Option<String> {
     let digest = fs::read_to_string(node.images().join(KNOWN).join(key)).ok()?;
     // A power cut can leave an empty note.
-    if digest.len() != blake3::OUT_LEN * 2 {
-        return None;
-    }
-    let path = node.images().join(digest);
-    node.store.has(&path).then_some(path)
+    (digest.len() == blake3::OUT_LEN * 2).then_some(digest)
 }
 
 /// The file or folder that an image's URL names.

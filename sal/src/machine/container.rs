@@ -36,6 +36,7 @@ impl Driver {
             hostname: id.name.to_string(),
             root: place.root.clone(),
             is_root_readonly: false,
+            user: 0,
             netns: Path::new("/run/netns").join(self.programs.mark.netns(id)),
             cgroup: self.programs.cgroups.of_machine(id),
             mounts: self.mounts(id, spec),

@@ -135,7 +135,7 @@ impl Driver {
             }
             Drift::Missing => self.ensured(id, spec, found, Repair::Made),
             Drift::Spec => self.ensured(id, spec, found, Repair::Restored),
-            Drift::Lost | Drift::Ended | Drift::Orphan => {
+            Drift::Hung | Drift::Lost | Drift::Ended | Drift::Orphan => {
                 self.ensured(id, spec, found, Repair::Started)
             }
         }

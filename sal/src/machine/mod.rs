@@ -77,7 +77,11 @@ impl crate::workload::Driver for Driver {
         self.check(id, spec)?;
         Runtime::find(&self.node)?;
         // Before anything of the old machine goes: it stays when its new image is no good.
-        let image = if keeps_root { None } else { Some(image::obtain(&self.node, &spec.image)?) };
+        let image = if keeps_root {
+            None
+        } else {
+            Some(image::obtain(&self.node, spec.image.as_deref().unwrap_or_default())?)
+        };
         let past = if keeps_root { place.past() } else { Past::default() };
         let made = match &image {
             None => self.revive(id, &place, spec),

@@ -53,6 +53,11 @@ impl Programs {
         }
     }
 
+    /// The last lines of the log, as one text.
+    pub fn last_lines(&self, id: &ResourceId, lines: usize) -> Result<String> {
+        log::last_lines(&self.place(id).log, lines)
+    }
+
     /// Hands over the last entries of the log, and on request what comes from then on.
     pub fn logs(
         &self,

@@ -56,7 +56,14 @@ pub(crate) struct Past {
     pub(in crate::program) started_at: Option<i64>,
     pub(in crate::program) ends: Vec<End>,
     /// Unix milliseconds before which it does not start, and why.
-    pub(in crate::program) pause: Option<(i64, String)>,
+    pub pause: Option<(i64, String)>,
+}
+
+impl Past {
+    /// Whether it does not start before a pause is over. `now` is Unix milliseconds.
+    pub fn waits(&self, now: i64) -> bool {
+        self.pause.as_ref().is_some_and(|(until, _)| *until > now)
+    }
 }
 
 impl Record {

@@ -1,32 +1,40 @@
 //! `machine`: something that runs.
 
+mod check;
+mod vm;
+
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::vm::{Boot, Disk, Ready};
 use super::{Kind, Reference, WorkloadKind};
 use crate::{Bytes, Capacity, Cpu, Name};
 
-/// A container with an address of its own.
+/// A container or a virtual machine with an address of its own.
 pub struct Machine;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MachineSpec {
-    /// Where the root file system comes from: `file:///path` of a tar archive or of a folder.
-    pub image: String,
+    /// Where the root file system comes from: `file:///path` of a tar archive or of a folder. Of a
+    /// virtual machine: a raw disk image that its first disk is a copy of; without it there is no
+    /// such disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// How it is kept apart from the others.
     #[serde(default)]
     pub isolation: Isolation,
-    /// Processors; fractions are allowed.
+    /// Processors; fractions are allowed. A virtual machine sees the next whole number of them.
     #[serde(default = "default_cpu")]
     pub cpu: Cpu,
     /// Memory, for example "512MiB".
     #[serde(default = "default_memory")]
     pub memory: Bytes,
-    /// The most that the root file system can grow above the image.
+    /// The most that the root file system can grow above the image. Of a virtual machine: the size
+    /// of its first disk.
     #[serde(default = "default_disk")]
     pub disk: Bytes,
     /// The most processes and threads at a time.
@@ -35,10 +43,11 @@ pub struct MachineSpec {
     /// The program and its arguments. Without it `/sbin/init` of the image runs.
     #[serde(default = "default_command")]
     pub command: Vec<String>,
-    /// Environment variables.
+    /// Environment variables. A virtual machine finds them in `/etc/environment`.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Volumes and where they appear.
+    /// Volumes and where they appear. To a virtual machine a volume is a disk with the volume's name
+    /// as its serial number, and no other machine can use the volume at the same time.
     #[serde(default)]
     pub mounts: Vec<Mount>,
     /// When it is started again after it ended.
@@ -47,6 +56,15 @@ pub struct MachineSpec {
     /// The folder that the program starts in.
     #[serde(default = "default_workdir")]
     pub workdir: String,
+    /// What a virtual machine boots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<Boot>,
+    /// More disks of a virtual machine. They are the machine's own, and go with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Disk>,
+    /// Who may log in to a virtual machine: public keys as in `authorized_keys`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -67,6 +85,8 @@ pub enum Isolation {
     /// Namespaces and cgroups under the node's kernel.
     #[default]
     Container,
+    /// A virtual machine with a kernel of its own.
+    Vm,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -89,7 +109,7 @@ pub struct MachineStatus {
     /// Its IPv6 address.
     pub address: Ipv6Addr,
     pub hostname: String,
-    /// The program that runs it, for example "runc".
+    /// The program that runs it, for example "runc" or "cloud-hypervisor 53.0".
     pub driver: String,
     /// The process id on the node while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -152,83 +172,38 @@ fn default_workdir() -> String {
     "/".into()
 }
 
-const MIN_MEMORY: Bytes = Bytes::mib(4);
-const MIN_DISK: Bytes = Bytes::mib(1);
-const MAX_ENV: usize = 256;
-const MAX_COMMAND: usize = 256;
-const MAX_MOUNTS: usize = 32;
-/// Where a mount would take away what the runtime itself puts there.
-const RESERVED_PATHS: [&str; 4] = ["/", "/proc", "/sys", "/dev"];
-
 impl Kind for Machine {
     type Spec = MachineSpec;
     type Status = MachineStatus;
 
-    const SUMMARY: &'static str = "A container with its own root file system and IPv6 address.";
+    const SUMMARY: &'static str =
+        "A container or a virtual machine, with its own disk and IPv6 address.";
 
     fn check(spec: &MachineSpec) -> Result<(), String> {
-        let image = spec.image.strip_prefix("file://").unwrap_or_default();
-        if !image.starts_with('/') {
-            return Err(format!("image: write file:///path, not '{}'", spec.image));
-        }
-        check_text("image", &spec.image)?;
-        if spec.cpu.millis() < 10 {
-            return Err("cpu: at least 0.01".into());
-        }
-        if spec.memory < MIN_MEMORY {
-            return Err(format!("memory: at least {MIN_MEMORY}, not {}", spec.memory));
-        }
-        if spec.disk < MIN_DISK {
-            return Err(format!("disk: at least {MIN_DISK}, not {}", spec.disk));
-        }
-        if spec.pids == 0 {
-            return Err("pids: at least 1".into());
-        }
-        if spec.command.is_empty() || spec.command.len() > MAX_COMMAND {
-            return Err(format!("command: a program and its arguments, at most {MAX_COMMAND}"));
-        }
-        for (i, word) in spec.command.iter().enumerate() {
-            check_text(&format!("command[{i}]"), word)?;
-        }
-        if spec.env.len() > MAX_ENV {
-            return Err(format!("env: at most {MAX_ENV} variables"));
-        }
-        for (key, value) in &spec.env {
-            if key.is_empty() || key.contains(['=', '\0']) {
-                return Err(format!("env: '{key}' is not a variable's name"));
-            }
-            check_text(&format!("env.{key}"), value)?;
-        }
-        check_path("workdir", &spec.workdir)?;
-        if spec.mounts.len() > MAX_MOUNTS {
-            return Err(format!("mounts: at most {MAX_MOUNTS}"));
-        }
-        for (i, mount) in spec.mounts.iter().enumerate() {
-            let field = format!("mounts[{i}].path");
-            check_path(&field, &mount.path)?;
-            let path = mount.path.trim_end_matches('/');
-            if RESERVED_PATHS.iter().any(|r| path == r.trim_end_matches('/')) {
-                return Err(format!("{field}: nothing can be mounted on '{}'", mount.path));
-            }
-            if spec.mounts[..i].iter().any(|m| m.path.trim_end_matches('/') == path) {
-                return Err(format!("{field}: something is mounted on '{}' already", mount.path));
-            }
-        }
-        Ok(())
+        check::check(spec)
     }
 
     fn demand(spec: &MachineSpec) -> Capacity {
-        Capacity { cpu: spec.cpu, memory: spec.memory, disk: spec.disk }
+        match spec.isolation {
+            Isolation::Container => {
+                Capacity { cpu: spec.cpu, memory: spec.memory, disk: spec.disk }
+            }
+            Isolation::Vm => vm::demand(spec),
+        }
     }
 
-    /// Limits, the size of the disk and the restart policy change while it runs.
+    /// Limits, the size of the disk and the restart policy change while it runs. A virtual machine
+    /// is started again for most of that, and for what it boots; its disks are kept.
     fn fixed(spec: &MachineSpec) -> MachineSpec {
+        let keep_size = |disk: &Disk| Disk { size: Bytes::default(), ..disk.clone() };
         MachineSpec {
             cpu: Cpu::default(),
             memory: Bytes::default(),
             disk: Bytes::default(),
             pids: 0,
             restart: Restart::default(),
+            boot: None,
+            disks: spec.disks.iter().map(keep_size).collect(),
             ..spec.clone()
         }
     }
@@ -245,16 +220,4 @@ impl Kind for Machine {
     fn predict(_: &MachineSpec, address: Ipv6Addr) -> serde_json::Value {
         serde_json::json!({ "address": address })
     }
-}
-
-fn check_text(field: &str, text: &str) -> Result<(), String> {
-    if text.contains('\0') { Err(format!("{field}: no zero byte can be in it")) } else { Ok(()) }
-}
-
-fn check_path(field: &str, path: &str) -> Result<(), String> {
-    check_text(field, path)?;
-    if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
-        return Err(format!("{field}: write an absolute path without '..', not '{path}'"));
-    }
-    Ok(())
 }
