@@ -104,7 +104,7 @@ impl Sal {
         let cpus = std::thread::available_parallelism().during("count the processors")?;
         Ok(Capacity {
             cpu: Cpu::cores(u32::try_from(cpus.get()).unwrap_or(1024).min(1024)),
-            memory: MEMORY_RESERVE.of(memory_total()?),
+            memory: memory()?,
             disk: disk(&self.node.store)?,
         })
     }
@@ -127,6 +127,11 @@ impl Sal {
             Fact { name: "bridge", value: self.node.mark.name.clone() },
         ]
     }
+}
+
+/// What of the node's memory deployments can have.
+pub(crate) fn memory() -> Result<Bytes> {
+    Ok(MEMORY_RESERVE.of(memory_total()?))
 }
 
 /// What of a pool deployments can have.

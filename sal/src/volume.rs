@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::btrfs::Counted;
 use crate::error::{During, Result, SalError, shown};
 use crate::files;
+use crate::machine::{VOLUME_DISK, size_in};
 use crate::node::{NEW, Node};
 use crate::sal;
 use crate::workload::{Found, Sink, no_such_action};
@@ -159,6 +160,14 @@ impl Driver {
     fn resize(&self, id: &ResourceId, size: Bytes, from: Option<Bytes>) -> Result<()> {
         let (store, path) = (&self.node.store, self.node.volume(id));
         if from.is_some_and(|f| size < f) {
+            let disk = fs::metadata(path.join(VOLUME_DISK)).map_or(0, |meta| meta.len());
+            if disk > size_in(size).0 {
+                let message = format!(
+                    "volume {id} is a disk of {}, which cannot shrink to a volume of {size}: declare another one",
+                    Bytes(disk)
+                );
+                return Err(SalError::new(Code::QuotaExceeded, message));
+            }
             // What is written but not yet on disk counts too.
             store.sync()?;
             let (used, _) = store.usage(&path, Counted::Referenced)?;

@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rhizome_model::kind::{MachineSpec, MachineState};
+use rhizome_model::kind::{Isolation, MachineSpec, MachineState};
 use rhizome_model::{Action, Code, ResourceId};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::Driver;
+use super::make::port;
 use crate::error::{Result, SalError};
-use crate::net;
 use crate::oci::Runtime;
 use crate::program::{Place, Stop, unique};
 use crate::workload::{self, Sink};
@@ -45,6 +45,12 @@ pub(super) fn act(
             }
             start(driver, id, &place, &spec)
         }
+        Action::Exec { .. } if spec.isolation == Isolation::Vm => Err(SalError::new(
+            Code::BadRequest,
+            format!(
+                "{id} is a virtual machine, in which nothing of ours runs: give it ssh_keys and use ssh, or see its console with 'logs'"
+            ),
+        )),
         Action::Exec { command } => exec(driver, id, &place, command, sink, cancel),
         Action::Wait => driver.programs.wait(id, cancel),
         Action::Logs { tail, follow } => driver.programs.logs(id, *tail, *follow, sink, cancel),
@@ -59,10 +65,10 @@ fn start(driver: &Driver, id: &ResourceId, place: &Place, spec: &MachineSpec) ->
     // A shim that has written an end is about to go.
     driver.programs.is_settled(id)?;
     if place.shim().is_none() {
-        driver.check(id, spec)?;
+        driver.check(id, place, spec)?;
         let past = place.past_by_request();
         driver.programs.halt(id, Stop::Interrupt)?;
-        net::attach(&driver.node.config, &driver.programs.mark, id)?;
+        port(spec).attach(&driver.node.config, &driver.programs.mark, id)?;
         driver.start(id, place, spec, past)?;
     }
     status(driver, id, place)

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use rhizome_model::ResourceId;
 use rhizome_model::kind::MachineSpec;
+use rhizome_model::{Bytes, Code, ResourceId};
 
 use super::Driver;
-use crate::error::Result;
+use crate::btrfs::Counted;
+use crate::error::{Result, SalError};
 use crate::oci::{Bind, Bundle, Limits, Runtime};
 use crate::program::{Place, Program};
 
@@ -23,12 +24,45 @@ impl Driver {
         Ok(Runtime::find(&self.node)?.container(place, what, spec.restart))
     }
 
-    pub(super) fn write_bundle(
+    /// Takes a changed spec over while it runs: limits, disk, restart policy.
+    pub(super) fn adjust_container(
         &self,
         id: &ResourceId,
         place: &Place,
-        spec: &MachineSpec,
+        old: &MachineSpec,
+        new: &MachineSpec,
     ) -> Result<()> {
+        if new.disk != old.disk {
+            self.resize(id, place, old.disk, new.disk)?;
+        }
+        self.write_bundle(id, place, new)?;
+        if limits(new) != limits(old) && place.pid().is_some() {
+            Runtime::find(&self.node)?.update(place, &limits(new))?;
+        }
+        if new.restart != old.restart {
+            self.programs.set_restart(id, new.restart)?;
+        }
+        place.write_applied(new)
+    }
+
+    fn resize(&self, id: &ResourceId, place: &Place, from: Bytes, to: Bytes) -> Result<()> {
+        let store = &self.node.store;
+        if to < from {
+            store.sync()?;
+            let (used, _) = store.usage(&place.root, Counted::Own)?;
+            if used > to {
+                return Err(SalError::new(
+                    Code::QuotaExceeded,
+                    format!(
+                        "the disk of machine {id} holds {used} and cannot shrink to {to}: remove files first"
+                    ),
+                ));
+            }
+        }
+        store.limit(&place.root, Counted::Own, to)
+    }
+
+    fn write_bundle(&self, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Result<()> {
         let bundle = Bundle {
             args: spec.command.clone(),
             env: spec.env.iter().map(|(k, v)| format!("{k}={v}")).collect(),

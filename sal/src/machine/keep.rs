@@ -3,15 +3,16 @@
 //! What its program does by itself (end, be started again after a pause) is its shim's business; here
 //! it is only told of. A machine that was stopped on request, or may rest, is left alone.
 
-use rhizome_model::kind::{MachineSpec, MachineState, MachineStatus};
+use rhizome_model::kind::{Isolation, MachineSpec, MachineState, MachineStatus};
 use rhizome_model::{Drift, Drifted, Repair, ResourceId};
 
 use super::container::limits;
+use super::make::port;
 use super::{Driver, identity};
 use crate::btrfs::{self, Counted};
 use crate::error::Result;
 use crate::net;
-use crate::oci::{Runtime, mounts};
+use crate::oci::{Limits, Runtime, mounts};
 use crate::program::{Place, Stop, Watched};
 use crate::workload::{Driver as _, Found};
 
@@ -26,6 +27,8 @@ struct Seen {
     unlimited: Vec<&'static str>,
     network: Vec<String>,
     mounts: Vec<String>,
+    /// Why what runs is of no use.
+    hang: Option<String>,
 }
 
 /// What is wrong, in the order in which to put it right.
@@ -43,6 +46,9 @@ fn drift(seen: &Seen) -> Vec<Found> {
         Some(Watched::Rests) | None => false,
         Some(Watched::By { .. }) => true,
     };
+    if let Some(cause) = &seen.hang {
+        return vec![Found::new(Drift::Hung, cause.clone())];
+    }
     let mut found = Vec::new();
     if !seen.unlimited.is_empty() {
         let cause = format!("not limited as declared: {}", seen.unlimited.join(", "));
@@ -80,23 +86,31 @@ impl Driver {
         let spec_as_applied = place.applied().is_none_or(|applied: MachineSpec| applied == *spec);
         let pid = watched.pid();
         let network = match watched {
-            Watched::By { pid } => net::gaps(&self.node.config, &self.programs.mark, id, pid),
+            Watched::By { pid } => port(spec).gaps(&self.node.config, &self.programs.mark, id, pid),
             Watched::Rests | Watched::Lost(_) => Vec::new(),
         };
+        let is_vm = spec.isolation == Isolation::Vm;
         let mut unlimited = match pid {
-            Some(_) => limits(spec).missing(self.programs.cgroups.limits(id)),
+            Some(_) => self.limits(spec).missing(self.programs.cgroups.limits(id)),
             None => Vec::new(),
         };
-        if store.usage(&place.root, Counted::Own)?.1 != Some(spec.disk) {
+        // What is only a container's.
+        unlimited.retain(|what| !is_vm || *what != "pids");
+        if !is_vm && store.usage(&place.root, Counted::Own)?.1 != Some(spec.disk) {
             unlimited.push("disk");
         }
+        let mounts = match pid {
+            Some(pid) if !is_vm => mounts::missing(pid, &self.mounts(id, spec)),
+            Some(_) | None => Vec::new(),
+        };
         Ok(Seen {
             root: true,
             spec: noted && spec_as_applied,
             watched: Some(watched),
             unlimited,
             network,
-            mounts: pid.map_or_else(Vec::new, |pid| mounts::missing(pid, &self.mounts(id, spec))),
+            mounts,
+            hang: pid.filter(|_| is_vm).and_then(|_| self.hang(place)),
         })
     }
 
@@ -110,15 +124,31 @@ impl Driver {
         let pid = || place.pid();
         match found.drift {
             Drift::Limit => {
-                self.node.store.limit(&place.root, Counted::Own, spec.disk)?;
-                if pid().is_some() {
-                    Runtime::find(&self.node)?.update(&place, &limits(spec))?;
+                match spec.isolation {
+                    Isolation::Container => {
+                        self.node.store.limit(&place.root, Counted::Own, spec.disk)?;
+                        if pid().is_some() {
+                            Runtime::find(&self.node)?.update(&place, &self.limits(spec))?;
+                        }
+                    }
+                    Isolation::Vm => {
+                        self.programs.cgroups.limit(id, spec.cpu, spec.vm_memory())?;
+                    }
                 }
                 Ok(found.and_done(Repair::Restored))
             }
+            // A hypervisor holds on to a TAP that is gone.
+            Drift::Network if spec.isolation == Isolation::Vm && !self.has_link(id) => {
+                self.programs.halt(id, Stop::Interrupt)?;
+                self.ensured(id, spec, found, Repair::Started)
+            }
             Drift::Network => {
-                net::mend(&self.node.config, &self.programs.mark, id, pid())?;
+                port(spec).mend(&self.node.config, &self.programs.mark, id, pid())?;
                 Ok(found.and_done(Repair::Restored))
+            }
+            Drift::Hung => {
+                self.end_hung(id, &place)?;
+                self.ensured(id, spec, found, Repair::Started)
             }
             Drift::Mount => {
                 let mounts = self.mounts(id, spec);
@@ -135,10 +165,21 @@ impl Driver {
             }
             Drift::Missing => self.ensured(id, spec, found, Repair::Made),
             Drift::Spec => self.ensured(id, spec, found, Repair::Restored),
-            Drift::Hung | Drift::Lost | Drift::Ended | Drift::Orphan => {
+            Drift::Lost | Drift::Ended | Drift::Orphan => {
                 self.ensured(id, spec, found, Repair::Started)
             }
         }
+    }
+
+    fn limits(&self, spec: &MachineSpec) -> Limits {
+        match spec.isolation {
+            Isolation::Container => limits(spec),
+            Isolation::Vm => Limits { memory: spec.vm_memory(), ..limits(spec) },
+        }
+    }
+
+    fn has_link(&self, id: &ResourceId) -> bool {
+        net::has_link(&self.programs.mark.link(id))
     }
 
     fn ensured(
@@ -172,6 +213,8 @@ mod tests {
         let drifts = |seen: &Seen| drift(seen).into_iter().map(|f| f.drift).collect::<Vec<_>>();
         assert_eq!(drifts(&well), []);
         assert_eq!(drifts(&Seen::default()), [Drift::Missing]);
+        let hung = Seen { hang: Some(String::new()), network: vec!["link".into()], ..well.clone() };
+        assert_eq!(drifts(&hung), [Drift::Hung], "a start makes its network, too");
         let lost = Some(Watched::Lost(String::new()));
         let lost = Seen { watched: lost, unlimited: vec!["disk"], ..well.clone() };
         assert_eq!(drifts(&lost), [Drift::Lost], "a start limits it too");

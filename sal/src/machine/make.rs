@@ -1,29 +1,37 @@
 //! Making machines, and changing them in place.
 
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 
-use rhizome_model::kind::MachineSpec;
-use rhizome_model::{Bytes, Code, ResourceId};
+use rhizome_model::kind::{Isolation, Kind as _, Machine, MachineSpec};
+use rhizome_model::{Code, ResourceId};
 
-use super::container::limits;
+use super::vm::NewDisk;
 use super::{Driver, identity};
 use crate::btrfs::{self, Counted};
 use crate::error::{During, Result, SalError, shown};
-use crate::oci::{Bind, Runtime};
+use crate::net::Port;
+use crate::oci::Bind;
 use crate::program::{Past, Place, Stop};
-use crate::{files, net, sal};
+use crate::{files, image, sal};
+
+/// What a machine is made from, on the node.
+pub(super) enum Source {
+    /// The subvolume of an image.
+    Tree(PathBuf),
+    Disks(Vec<NewDisk>),
+}
 
 impl Driver {
     /// What can be known to fail before anything is made.
-    pub(super) fn check(&self, id: &ResourceId, spec: &MachineSpec) -> Result<()> {
+    pub(super) fn check(&self, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Result<()> {
         let room = sal::disk(&self.node.store)?;
-        if spec.disk > room {
+        let disk = Machine::demand(spec).disk;
+        if disk > room {
             return Err(SalError::new(
                 Code::PoolFull,
                 format!(
-                    "machine {id} with a disk of {} does not fit into the node's pool of {room}: ask for less",
-                    spec.disk
+                    "machine {id} with a disk of {disk} does not fit into the node's pool of {room}: ask for less"
                 ),
             ));
         }
@@ -39,41 +47,70 @@ impl Driver {
                 ));
             }
         }
-        Ok(())
+        match spec.isolation {
+            Isolation::Container => Ok(()),
+            Isolation::Vm => self.check_vm(id, place, spec),
+        }
     }
 
-    /// Makes the rest of a machine whose root file system is there.
+    /// Brings what a machine is made from to the node.
+    pub(super) fn obtain(&self, spec: &MachineSpec) -> Result<Source> {
+        match spec.isolation {
+            Isolation::Container => {
+                let image = spec.image.as_deref().unwrap_or_default();
+                image::obtain(&self.node, image).map(Source::Tree)
+            }
+            Isolation::Vm => NewDisk::all(self, spec).map(Source::Disks),
+        }
+    }
+
+    /// Makes the rest of a machine whose root is there.
     pub(super) fn revive(&self, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Result<()> {
         self.programs.halt(id, Stop::Interrupt)?;
-        self.node.store.limit(&place.root, Counted::Own, spec.disk)?;
-        net::attach(&self.node.config, &self.programs.mark, id)
+        if spec.isolation == Isolation::Container {
+            self.node.store.limit(&place.root, Counted::Own, spec.disk)?;
+        }
+        port(spec).attach(&self.node.config, &self.programs.mark, id)
     }
 
-    /// Clears away whatever there was, and makes root file system and network.
+    /// Clears away whatever there was, and makes root and network.
     pub(super) fn make_anew(
         &self,
         id: &ResourceId,
         place: &Place,
         spec: &MachineSpec,
-        image: &Path,
+        source: &Source,
     ) -> Result<()> {
         crate::workload::Driver::delete(self, id)?;
-        let store = &self.node.store;
         // The file system waits for its transaction, the network for `ip`: both at a time.
         std::thread::scope(|scope| {
             let root = scope.spawn(|| {
-                store.snapshot(image, &place.new_root)?;
-                store.limit(&place.new_root, Counted::Own, spec.disk)?;
+                self.fill_root(place, spec, source)?;
                 btrfs::write_note(&place.new_root, &identity(spec))?;
                 fs::rename(&place.new_root, &place.root)
                     .during(format_args!("name {}", shown(&place.root)))
             });
-            let net = net::attach(&self.node.config, &self.programs.mark, id);
+            let net = port(spec).attach(&self.node.config, &self.programs.mark, id);
             let root = root.join().unwrap_or_else(|_| {
                 Err(SalError::new(Code::Internal, "making a root file system broke off"))
             });
             root.and(net)
         })
+    }
+
+    fn fill_root(&self, place: &Place, spec: &MachineSpec, source: &Source) -> Result<()> {
+        let (store, new) = (&self.node.store, &place.new_root);
+        match source {
+            Source::Tree(image) => {
+                store.snapshot(image, new)?;
+                store.limit(new, Counted::Own, spec.disk)
+            }
+            Source::Disks(disks) => {
+                store.create(new)?;
+                btrfs::without_cow(new)?;
+                disks.iter().try_for_each(|disk| disk.make(new))
+            }
+        }
     }
 
     /// Starts the program and waits until it runs.
@@ -84,14 +121,17 @@ impl Driver {
         spec: &MachineSpec,
         past: Past,
     ) -> Result<()> {
-        let _volumes = self.share_volumes(id, spec)?;
+        let _volumes = self.hold_volumes(id, spec)?;
         files::make_folder(&place.dir)?;
-        let program = self.container(id, place, spec)?;
+        let program = match spec.isolation {
+            Isolation::Container => self.container(id, place, spec)?,
+            Isolation::Vm => self.vm(id, place, spec)?,
+        };
         place.write_applied(spec)?;
         self.programs.start(id, &program, past)
     }
 
-    /// Takes a changed spec over without replacing the machine: limits, disk, restart policy.
+    /// Takes a changed spec over without replacing the machine.
     pub(super) fn adjust(
         &self,
         id: &ResourceId,
@@ -99,34 +139,18 @@ impl Driver {
         old: &MachineSpec,
         new: &MachineSpec,
     ) -> Result<()> {
-        self.check(id, new)?;
-        if new.disk != old.disk {
-            self.resize(id, place, old.disk, new.disk)?;
+        self.check(id, place, new)?;
+        match new.isolation {
+            Isolation::Container => self.adjust_container(id, place, old, new),
+            Isolation::Vm => self.adjust_vm(id, place, old, new),
         }
-        self.write_bundle(id, place, new)?;
-        if limits(new) != limits(old) && place.pid().is_some() {
-            Runtime::find(&self.node)?.update(place, &limits(new))?;
-        }
-        if new.restart != old.restart {
-            self.programs.set_restart(id, new.restart)?;
-        }
-        place.write_applied(new)
     }
+}
 
-    fn resize(&self, id: &ResourceId, place: &Place, from: Bytes, to: Bytes) -> Result<()> {
-        let store = &self.node.store;
-        if to < from {
-            store.sync()?;
-            let (used, _) = store.usage(&place.root, Counted::Own)?;
-            if used > to {
-                return Err(SalError::new(
-                    Code::QuotaExceeded,
-                    format!(
-                        "the disk of machine {id} holds {used} and cannot shrink to {to}: remove files first"
-                    ),
-                ));
-            }
-        }
-        store.limit(&place.root, Counted::Own, to)
+/// What the node's bridge has for it.
+pub(super) fn port(spec: &MachineSpec) -> Port {
+    match spec.isolation {
+        Isolation::Container => Port::Veth,
+        Isolation::Vm => Port::Tap,
     }
 }

@@ -1,4 +1,5 @@
-//! `machine`: something that runs, with its own root file system, limits and IPv6 address.
+//! `machine`: something that runs, with its own root file system, limits and IPv6 address: a container,
+//! or a virtual machine ([`vm`]).
 //!
 //! ```text
 //!   image ──snapshot──▶ <pool>/machines/…  ─┐
@@ -6,7 +7,7 @@
 //!   netns, links ───────────────────────────┘
 //! ```
 //!
-//! - The root file system gets its name when it is whole: limited, and marked with the identity of
+//! - The root gets its name when it is whole: limited, and marked with the identity of
 //!   the spec that it was made for. As long as spec and identity agree it is kept, over restarts of
 //!   the program and of the node; otherwise the machine is replaced.
 //! - The rest (namespace, groups, bundle, shim) is made anew whenever no shim lives, after what an
@@ -18,10 +19,13 @@ mod container;
 mod keep;
 mod make;
 mod users;
+mod vm;
 
 use std::sync::Arc;
 
-use rhizome_model::kind::{Change, Kind as _, Machine, MachineSpec, MachineStatus, change};
+use rhizome_model::kind::{
+    Change, Health, Isolation, Kind as _, Machine, MachineSpec, MachineStatus, change,
+};
 use rhizome_model::{Action, Done, Drifted, ResourceId, WorkloadKind, resource_address};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -29,13 +33,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::btrfs::{self, Counted};
 use crate::error::Result;
-use crate::image;
 use crate::node::Node;
 use crate::oci::Runtime;
 use crate::program::{Past, Place, Programs, Untold};
 use crate::workload::{Found, Notice, Sink};
 
 pub(crate) use self::users::user_of;
+pub(crate) use self::vm::{VOLUME_DISK, size_in};
 
 pub(crate) struct Driver {
     node: Arc<Node>,
@@ -74,18 +78,13 @@ impl crate::workload::Driver for Driver {
             (true, true, Some(Change::None)) => Done::Restored,
             (true, true, Some(Change::Update(_))) => Done::Updated,
         };
-        self.check(id, spec)?;
-        Runtime::find(&self.node)?;
+        self.check(id, &place, spec)?;
         // Before anything of the old machine goes: it stays when its new image is no good.
-        let image = if keeps_root {
-            None
-        } else {
-            Some(image::obtain(&self.node, spec.image.as_deref().unwrap_or_default())?)
-        };
+        let source = if keeps_root { None } else { Some(self.obtain(spec)?) };
         let past = if keeps_root { place.past() } else { Past::default() };
-        let made = match &image {
+        let made = match &source {
             None => self.revive(id, &place, spec),
-            Some(image) => self.make_anew(id, &place, spec, image),
+            Some(source) => self.make_anew(id, &place, spec, source),
         };
         let started = made.and_then(|()| self.start(id, &place, spec, past));
         if let (Err(_), false) = (&started, keeps_root) {
@@ -160,15 +159,27 @@ impl crate::workload::Driver for Driver {
 
 impl Driver {
     fn status(&self, id: &ResourceId, place: &Place) -> Result<MachineStatus> {
-        let program = self.programs.status(id);
-        let driver = Runtime::find(&self.node).map_or("", |r| r.name());
-        let (disk_used, _) = self.node.store.usage(&place.root, Counted::Own)?;
+        let mut program = self.programs.status(id);
+        let spec: Option<MachineSpec> = place.applied();
+        let (driver, disk_used) = match spec.map(|spec| spec.isolation) {
+            Some(Isolation::Vm) => {
+                if program.health == Health::Good && program.pid.is_some() {
+                    program.health =
+                        self.hang(place).map_or(Health::Good, |reason| Health::Failing { reason });
+                }
+                (vm::driver(), vm::disk_used(place)?)
+            }
+            Some(Isolation::Container) | None => {
+                let driver = Runtime::find(&self.node).map_or("", |r| r.name());
+                (driver.to_owned(), self.node.store.usage(&place.root, Counted::Own)?.0)
+            }
+        };
         Ok(MachineStatus {
             state: program.state,
             health: program.health,
             address: resource_address(self.node.config.address, id),
             hostname: id.name.to_string(),
-            driver: driver.to_owned(),
+            driver,
             pid: program.pid,
             exit_code: program.exit_code,
             last_exit: program.last_exit,

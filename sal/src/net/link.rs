@@ -39,7 +39,7 @@ impl fmt::Display for Mac {
     }
 }
 
-pub(super) fn has_link(name: &str) -> bool {
+pub(crate) fn has_link(name: &str) -> bool {
     Path::new(LINKS).join(name).exists()
 }
 

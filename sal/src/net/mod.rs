@@ -26,7 +26,8 @@ use crate::error::Result;
 use crate::files;
 use crate::node::{Mark, NodeConfig};
 
-use link::{LINKS, has_link, ip, line};
+pub(crate) use link::has_link;
+use link::{LINKS, ip, line};
 
 pub(crate) use inside::is_inside;
 pub(crate) use link::Mac;
