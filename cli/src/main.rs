@@ -50,6 +50,8 @@ fn main() -> ExitCode {
         Some("sandbox") => return rhizome_engine::sandbox_main(),
         // It becomes a machine's parent for as long as the machine lives: it forks, so no threads.
         Some("machine-shim") => return rhizome_sal::machine_shim_main(args),
+        // Its signals are held back for all threads that it will have.
+        Some("machine-vm") => return rhizome_sal::vm::machine_vm_main(args),
         _ => {}
     }
     // Known before the arguments are read: their own mistakes are shown as JSON, too.

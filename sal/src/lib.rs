@@ -30,6 +30,7 @@ mod program;
 mod sal;
 mod tool;
 mod tpm;
+pub mod vm;
 mod volume;
 mod workload;
 

@@ -321,6 +321,7 @@ pub(crate) fn find(program: &OsStr) -> Result<PathBuf> {
 fn package(program: &str) -> &str {
     match program.rsplit('/').next().unwrap_or(program) {
         "ip" => "iproute2",
+        "qemu-system-x86_64" => "qemu-system-x86",
         "nft" => "nftables",
         "mkfs.btrfs" => "btrfs-progs",
         "mount" => "mount",

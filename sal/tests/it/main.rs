@@ -17,5 +17,8 @@ mod netns;
 mod node;
 mod snapshots;
 mod tpm;
+mod vm_bench;
+mod vm_drivers;
+mod vm_linux;
 mod volume;
 mod world;
