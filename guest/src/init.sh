@@ -61,10 +61,9 @@ do
     device=$(disk "${device#/dev/disk/by-id/virtio-}") || { echo "guest: no disk for $path"; continue; }
     mkdir -p "$path"
     options=${options%,nofail}
-    if [ "$options" = rw ] && [ -z "$(blkid "$device" 2>/dev/null)" ] &&
-        [ "$(dd if="$device" bs=1080 count=1 2>/dev/null | tail -c 2 | xxd -p)" != 53ef ]; then
-        mke2fs "$device" >/dev/null
-    fi
+    # An ext file system is known by two bytes of its head.
+    magic=$(dd if="$device" bs=1 skip=1080 count=2 2>/dev/null | xxd -p)
+    [ "$options" = ro ] || [ "$magic" = 53ef ] || mke2fs "$device" >/dev/null
     if mount -t "$system" -o "$options" "$device" "$path" || mount -t ext2 -o "$options" "$device" "$path"; then
         fact "mount=$path $options"
         mkdir -p /www/files
