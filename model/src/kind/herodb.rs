@@ -16,8 +16,8 @@ pub struct Herodb;
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HerodbSpec {
-    /// The most that it can take on disk, for example "1GiB". Its log of changes takes up to three
-    /// times what the data itself takes.
+    /// The most that it can take on disk, for example "1GiB". Data can have a quarter of it: the rest
+    /// is for the log of changes.
     pub size: Bytes,
     /// Memory of the engine; data can have three quarters of it.
     #[serde(default = "default_memory")]

@@ -65,6 +65,8 @@ pub(crate) struct Bundle {
     pub hostname: String,
     pub root: PathBuf,
     pub is_root_readonly: bool,
+    /// Also its group. Root has a few capabilities, everybody else has none.
+    pub user: u32,
     /// The network namespace, as a path.
     pub netns: PathBuf,
     pub cgroup: String,
@@ -100,7 +102,7 @@ impl Bundle {
         let set: HashSet<_> = self.env.iter().map(|e| name(e)).collect();
         let mut env: Vec<_> = given.into_iter().filter(|e| !set.contains(&name(e))).collect();
         env.extend(self.env.iter().cloned());
-        let all: HashSet<_> = CAPABILITIES.into_iter().collect();
+        let all: HashSet<_> = CAPABILITIES.into_iter().filter(|_| self.user == 0).collect();
         let capabilities = LinuxCapabilitiesBuilder::default()
             .bounding(all.clone())
             .effective(all.clone())
@@ -116,7 +118,7 @@ impl Bundle {
             .build()?;
         ProcessBuilder::default()
             .terminal(false)
-            .user(UserBuilder::default().uid(0u32).gid(0u32).build()?)
+            .user(UserBuilder::default().uid(self.user).gid(self.user).build()?)
             .args(self.args.clone())
             .env(env)
             .cwd(self.workdir.clone())

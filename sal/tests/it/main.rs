@@ -8,6 +8,7 @@
 
 mod crash;
 mod done;
+mod herodb;
 mod image;
 mod keep;
 mod logs;
