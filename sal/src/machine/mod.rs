@@ -107,6 +107,10 @@ impl crate::workload::Driver for Driver {
 
     fn delete(&self, id: &ResourceId) -> Result<()> {
         let place = self.programs.place(id);
+        // What it would still write goes with it.
+        if place.applied::<MachineSpec>().is_some_and(|spec| vm::is_apart(&spec)) {
+            self.programs.cgroups.clear(id)?;
+        }
         self.programs.forget(id)?;
         self.node.store.delete(&place.new_root)?;
         self.node.store.delete(&place.root)

@@ -38,7 +38,13 @@ async fn child_process_that_is_killed() {
 }
 
 /// Runs ensure or delete in a process of its own and kills it after a while. Whether it was done.
-fn killed_after(world: &World, name: &str, spec: &Value, delete: bool, after: Duration) -> bool {
+pub fn killed_after(
+    world: &World,
+    name: &str,
+    spec: &Value,
+    delete: bool,
+    after: Duration,
+) -> bool {
     let key: KeyId = world.config.key;
     let told = json!({
         "key": key, "address": world.config.address, "state": world.config.state,

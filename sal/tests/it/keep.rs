@@ -11,20 +11,20 @@ use serde_json::{Value, json};
 
 use crate::world::{World, hierarchies, id, processes};
 
-fn run(program: &str, args: &[&str]) {
+pub fn run(program: &str, args: &[&str]) {
     let done = Command::new(program).args(args).status().unwrap();
     assert!(done.success(), "{program} {args:?}");
 }
 
-fn pairs(kept: &Kept) -> Vec<(Drift, Repair)> {
+pub fn pairs(kept: &Kept) -> Vec<(Drift, Repair)> {
     kept.drifted.iter().map(|d| (d.drift, d.action)).collect()
 }
 
-async fn keep(workload: &dyn Workload, id: &ResourceId, spec: &Value) -> Vec<(Drift, Repair)> {
+pub async fn keep(workload: &dyn Workload, id: &ResourceId, spec: &Value) -> Vec<(Drift, Repair)> {
     pairs(&workload.keep(id, spec).await.unwrap())
 }
 
-fn link_of(world: &World, id: &ResourceId) -> String {
+pub fn link_of(world: &World, id: &ResourceId) -> String {
     let wanted = format!("rhizome:{}:{id}", world.mark());
     let links = fs::read_dir("/sys/class/net").unwrap().flatten();
     let mut names = links.map(|l| l.file_name().into_string().unwrap());
@@ -45,7 +45,7 @@ fn limit_from_outside(world: &World, flags: &[&str]) {
 }
 
 /// Ends the shim of the only machine as the worst of days would.
-fn kill_shim(world: &World) {
+pub fn kill_shim(world: &World) {
     let all = processes(&world.config.state.join("run").to_string_lossy());
     let shim = all.iter().find(|p| p.contains("machine-shim")).unwrap();
     run("kill", &["-9", shim.split(' ').next().unwrap()]);

@@ -16,7 +16,7 @@ fn pid(status: &Value) -> i64 {
 }
 
 /// A file of the machine's group, wherever its controller is.
-fn limit(world: &World, id: &ResourceId, v1: &str, v2: &str) -> String {
+pub fn limit(world: &World, id: &ResourceId, v1: &str, v2: &str) -> String {
     let group = |h: PathBuf| h.join(world.mark()).join(id.file_name());
     let files =
         hierarchies().into_iter().flat_map(|h| [group(h.clone()).join(v1), group(h).join(v2)]);

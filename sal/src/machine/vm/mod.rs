@@ -18,7 +18,7 @@ use std::fs;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rhizome_model::kind::{Boot, MachineSpec, Ready};
+use rhizome_model::kind::{Boot, Isolation, MachineSpec, Ready};
 use rhizome_model::{Bytes, Code, ResourceId, resource_address};
 
 pub(super) use self::disks::NewDisk;
@@ -180,6 +180,11 @@ fn boot<'a>(id: &ResourceId, spec: &'a MachineSpec) -> Result<&'a Boot> {
     spec.boot.as_ref().ok_or_else(|| {
         SalError::new(Code::InvalidSpec, format!("machine {id}: boot: a virtual machine needs it"))
     })
+}
+
+/// Whether it is a virtual machine that writes to nothing but its own disks.
+pub(super) fn is_apart(spec: &MachineSpec) -> bool {
+    spec.isolation == Isolation::Vm && spec.mounts.iter().all(|mount| mount.readonly)
 }
 
 fn cmdline(given: &str) -> String {
