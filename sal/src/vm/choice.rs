@@ -100,9 +100,9 @@ pub fn choose(programs: &Programs) -> Result<Choice> {
     let qemu = tool::find(programs.qemu.as_os_str());
     let driver = decide(programs.wish, chv.is_ok(), qemu.is_ok(), kvm()).ok_or_else(missing)?;
     let program = match driver {
-        Driver::CloudHypervisor => chv,
-        Driver::Qemu { .. } => qemu,
-    }?;
+        Driver::CloudHypervisor => chv.map_err(|_| not_in_debian(programs))?,
+        Driver::Qemu { .. } => qemu?,
+    };
     let version = version(&program)?;
     Ok(Choice { program, driver, version })
 }
@@ -121,6 +121,16 @@ fn decide(wish: Option<Wish>, has_chv: bool, has_qemu: bool, kvm: Kvm) -> Option
         None if has_chv && kvm == Kvm::Software => Some(Driver::CloudHypervisor),
         None => None,
     }
+}
+
+fn not_in_debian(programs: &Programs) -> SalError {
+    SalError::new(
+        Code::MissingTool,
+        format!(
+            "'{}' is not installed, and Debian has no package of it: put its release on PATH (https://github.com/cloud-hypervisor/cloud-hypervisor/releases)",
+            programs.cloud_hypervisor.display()
+        ),
+    )
 }
 
 fn missing() -> SalError {
@@ -215,6 +225,14 @@ mod tests {
         let error = choose(&programs).unwrap_err();
         assert_eq!(error.code(), Code::MissingTool);
         assert!(error.to_string().contains("apt-get install qemu-system-x86'"), "{error}");
+        let programs = Programs {
+            cloud_hypervisor: "/nowhere/cloud-hypervisor".into(),
+            wish: Some(Wish::CloudHypervisor),
+            ..Programs::default()
+        };
+        let error = choose(&programs).unwrap_err();
+        assert_eq!(error.code(), Code::MissingTool);
+        assert!(error.to_string().contains("/releases"), "{error}");
     }
 
     #[test]

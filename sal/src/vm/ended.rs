@@ -21,7 +21,7 @@ const MAX_KEPT: u64 = 256 << 10;
 /// Why a guest ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// By itself, in order; or its hypervisor was told to end.
+    /// In order. Cloud Hypervisor says so, too, when it was told to end.
     PoweredOff,
     /// It asked for a reset, as a kernel does after a panic.
     Reset,
@@ -71,7 +71,8 @@ fn told(text: &str) -> Option<Ended> {
             | (None, Some("GUEST_PANICKED"), _)
             | (None, Some("SHUTDOWN"), Some("guest-panic")) => return Some(Ended::Panicked),
             (None, Some("SHUTDOWN"), Some("guest-reset")) => ended = Some(Ended::Reset),
-            (None, Some("SHUTDOWN"), _) | (Some("vm" | "vmm"), Some("shutdown"), _) => {
+            (None, Some("SHUTDOWN"), Some("guest-shutdown"))
+            | (Some("vm" | "vmm"), Some("shutdown"), _) => {
                 ended = ended.or(Some(Ended::PoweredOff));
             }
             (Some("vm"), Some("rebooted" | "booted"), _) => ended = None,
@@ -120,6 +121,7 @@ mod tests {
         assert_eq!(told(&shutdown("guest-shutdown")), Some(Ended::PoweredOff));
         assert_eq!(told(&shutdown("guest-reset")), Some(Ended::Reset));
         assert_eq!(told(&shutdown("guest-panic")), Some(Ended::Panicked));
+        assert_eq!(told(&shutdown("host-qmp-quit")), None, "its hypervisor's status says it");
         assert_eq!(told("{\"return\": {}}\n{\"return\": [1]}\n{\"ev"), None);
     }
 }

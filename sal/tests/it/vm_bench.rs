@@ -6,7 +6,7 @@ use std::io::Read;
 use std::net::Ipv6Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -125,19 +125,28 @@ impl Bench {
     }
 
     pub fn run(&self, verb: &str) -> Output {
+        let status = self.begin(verb).wait().unwrap();
+        let [stdout, stderr] = self.outputs().map(|path| fs::read(path).unwrap());
+        Output { status, stdout, stderr }
+    }
+
+    pub fn begin(&self, verb: &str) -> Child {
         let json = serde_json::to_vec(&self.config).unwrap();
         fs::write(self.dir.join("vm.json"), json).unwrap();
-        // A hypervisor holds its output open: it goes to a file.
-        let errors = self.folder.path().join("stderr");
-        let status = Command::new(SHIM)
+        let [stdout, stderr] = self.outputs().map(|path| fs::File::create(path).unwrap());
+        Command::new(SHIM)
             .args(["machine-vm", verb])
             .arg(&self.dir)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(&errors).unwrap())
-            .status()
-            .unwrap();
-        Output { status, stdout: Vec::new(), stderr: fs::read(errors).unwrap() }
+            .stdout(stdout)
+            .stderr(stderr)
+            .spawn()
+            .unwrap()
+    }
+
+    /// Files, since a hypervisor holds its output open for as long as it lives.
+    fn outputs(&self) -> [PathBuf; 2] {
+        ["stdout", "stderr"].map(|name| self.folder.path().join(name))
     }
 
     /// Starts it, and answers the hypervisor's process.
@@ -163,6 +172,12 @@ impl Bench {
         fs::remove_file(self.dir.join("runtime.log")).unwrap();
         self.assert_nothing_is_left();
         message
+    }
+
+    /// How the guest ended, as a shim asks for it: the status, and the words.
+    pub fn verdict(&self) -> (i32, String) {
+        let output = self.run("ended");
+        (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap().trim().to_owned())
     }
 
     pub fn vm(&self) -> Vm {
@@ -225,7 +240,7 @@ impl Drop for Bench {
 }
 
 /// Processes whose folder is this one, or that name it.
-fn hypervisors(dir: &Path) -> Vec<String> {
+pub fn hypervisors(dir: &Path) -> Vec<String> {
     let mut found = processes(&dir.to_string_lossy());
     for pid in names(Path::new("/proc")).iter().filter(|n| n.parse::<u32>().is_ok()) {
         if fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir) {

@@ -3,15 +3,17 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::WaitStatus;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use rhizome_guest::PvhEnd;
 use rhizome_model::Code;
-use rhizome_sal::vm::{self, Choice, Driver, Ended, Ready, Vm, VmState, Wish};
+use rhizome_sal::vm::{self, Choice, Disk, Driver, Ready, Vm, VmState, Wish};
 
-use crate::vm_bench::{Bench, GREETING, Tap, hypervisor};
+use crate::vm_bench::{Bench, GREETING, Tap, hypervisor, hypervisors};
 use crate::world::assert_code;
 
 macro_rules! suite {
@@ -38,6 +40,7 @@ suite! {
     a_guest_that_resets_is_noticed,
     a_hypervisor_that_hangs_is_noticed,
     a_hypervisor_that_dies_while_it_starts_is_noticed,
+    who_ends_a_start_ends_its_hypervisor,
     what_a_dead_one_left_is_taken_over,
     what_it_refuses_is_told_in_its_words,
     another_machine_is_not_taken_for_this_one,
@@ -99,7 +102,7 @@ fn a_guest_that_powers_off_is_noticed(choice: &Choice) {
     let pid = bench.start();
     assert_eq!(bench.reap(pid), WaitStatus::Exited(pid, 0));
     bench.until_printed(GREETING);
-    assert_eq!(vm::ended(&bench.dir), Some(Ended::PoweredOff));
+    assert_eq!(bench.verdict(), (0, "the guest powered off".to_owned()));
 }
 
 /// QEMU ends, and says why; Cloud Hypervisor boots the guest anew.
@@ -109,11 +112,11 @@ fn a_guest_that_resets_is_noticed(choice: &Choice) {
     match choice.driver {
         Driver::Qemu { .. } => {
             assert_eq!(bench.reap(pid), WaitStatus::Exited(pid, 0));
-            assert_eq!(vm::ended(&bench.dir), Some(Ended::Reset));
+            assert_eq!(bench.verdict(), (1, "the guest reset itself".to_owned()));
         }
         Driver::CloudHypervisor => {
             bench.until("a second boot", || bench.printed().matches(GREETING).count() > 1);
-            assert_eq!(vm::ended(&bench.dir), None);
+            assert_eq!(bench.verdict(), (0, String::new()));
             kill(pid, Signal::SIGKILL).unwrap();
             bench.reap(pid);
         }
@@ -157,6 +160,46 @@ fn a_hypervisor_that_dies_while_it_starts_is_noticed(choice: &Choice) {
     bench.wrap("exit 3");
     let message = bench.fail_to_start();
     assert!(message.contains("ended before it answered: exit status 3"), "{message}");
+}
+
+fn who_ends_a_start_ends_its_hypervisor(choice: &Choice) {
+    let mut bench = Bench::new(choice, PvhEnd::Halt);
+    bench.config.ready = Ready::Address { address: "2001:db8::1".parse().unwrap() };
+    let mut start = bench.begin("start");
+    bench.until_printed(GREETING);
+    kill(Pid::from_raw(start.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert_eq!(start.wait().unwrap().code(), Some(1));
+    assert!(!bench.dir.join("pid").exists());
+    let is_gone = || {
+        // It was reparented to us.
+        while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::Signaled(..))) {}
+        hypervisors(&bench.dir).is_empty()
+    };
+    bench.until("the hypervisor is gone", is_gone);
+}
+
+/// It is shut in: what it was not given it cannot open, whatever its guest makes of it.
+#[test]
+fn cloud_hypervisor_opens_only_what_it_was_given() {
+    with(Wish::CloudHypervisor, |choice| {
+        let mut bench = Bench::new(choice, PvhEnd::Halt);
+        let [given, other] = ["given", "other"].map(|name| bench.folder.path().join(name));
+        bench.config.disk_folders = vec![given.clone()];
+        fs::create_dir(&given).unwrap();
+        fs::create_dir(&other).unwrap();
+        let pid = bench.start();
+        let add = |folder: &Path, serial: &str| {
+            let from = bench.disk(serial);
+            let path = folder.join("disk.img");
+            fs::rename(from.path, &path).unwrap();
+            bench.vm().add_disk(&Disk { path, serial: serial.into(), readonly: false })
+        };
+        add(&given, "one").unwrap();
+        let refused = assert_code(add(&other, "two"), Code::ToolFailed).to_string();
+        assert!(refused.contains("Permission denied"), "{refused}");
+        bench.vm().shutdown().unwrap();
+        bench.reap(pid);
+    });
 }
 
 fn what_a_dead_one_left_is_taken_over(choice: &Choice) {
