@@ -123,6 +123,8 @@ pub enum Command {
     Nodes(c::nodes::Args),
     /// Show a node (`node ID`), or be one: identity manager, supervisor and runners.
     Node(Box<c::node::Args>),
+    /// Print the address of a resource on a node, without asking anybody.
+    Address(c::address::Args),
     /// Show the job queues of nodes, by pool and account.
     Queues(c::queues::Args),
     /// Show a job with every attempt at it; do it again, cancel it, release it.
@@ -180,6 +182,7 @@ impl Command {
             Self::Coordinators(args) => c::coordinators::run(args, globals).await,
             Self::Nodes(args) => c::nodes::run(args, globals).await,
             Self::Node(args) => c::node::run(*args, globals).await,
+            Self::Address(args) => c::address::run(&args, globals),
             Self::Queues(args) => c::queues::run(args, globals).await,
             Self::Job(args) => c::job::run(args, globals).await,
             Self::Runners(args) => c::runners::run(args, globals).await,

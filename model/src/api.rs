@@ -198,6 +198,70 @@ pub struct NodeStatus {
     pub key: KeyId,
     pub usage: CapacityView,
     pub pools: Vec<PoolView>,
+    /// How it is joined to other nodes, where it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkView>,
+}
+
+/// How a node is joined to other nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct NetworkView {
+    /// `mycelium` with its version, or `plain IPv6`.
+    pub driver: String,
+    /// Its resources have addresses in the /64 of this one.
+    #[schema(value_type = String)]
+    pub address: Ipv6Addr,
+    /// Why other nodes may not be reached; none when all is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// How often its daemon was started again.
+    #[serde(default)]
+    pub restarts: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<PeerView>,
+    /// Networks of others to which there is a way.
+    #[serde(default)]
+    pub routes: usize,
+    /// Ways that are kept for when another fails.
+    #[serde(default)]
+    pub fallback_routes: usize,
+    /// What its daemon has routed.
+    #[serde(default)]
+    pub traffic: TrafficView,
+}
+
+/// A daemon that ours is, or should be, connected to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PeerView {
+    pub endpoint: String,
+    pub origin: PeerOrigin,
+    pub state: PeerState,
+    /// Bytes sent to it, and received.
+    pub tx_bytes: u64,
+    pub rx_bytes: u64,
+}
+
+/// How we came by a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PeerOrigin {
+    Configured,
+    Inbound,
+    Discovered,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PeerState {
+    Alive,
+    Connecting,
+    Dead,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct TrafficView {
+    pub packets: u64,
+    pub bytes: u64,
 }
 
 /// The runners of a queue.

@@ -171,6 +171,10 @@ codes! {
     BadRequest = 400 Misuse,
     /// No such route or method.
     NoSuchRoute = 404 Misuse,
+    /// Mycelium was given no peer.
+    NoPeers = 400 Misuse,
+    /// A Mycelium peer is not one.
+    InvalidPeer = 400 Misuse,
     /// A port is taken.
     PortTaken = 500 Failed,
     /// A folder of ours cannot be written.

@@ -22,6 +22,7 @@ mod herodb;
 mod image;
 mod lock;
 mod machine;
+mod mycelium;
 mod net;
 mod node;
 mod oci;
@@ -35,6 +36,7 @@ mod volume;
 mod workload;
 
 pub use error::SalError;
+pub use mycelium::{Mycelium, MyceliumConfig, Peer, Peers};
 pub use node::{NodeConfig, Pool};
 pub use program::{Untold, machine_shim_main};
 pub use sal::{Fact, Sal};

@@ -94,6 +94,11 @@ impl Mark {
         format!("rz{}", &blake3::hash(text.as_bytes()).to_hex()[..13])
     }
 
+    /// The TUN of the node's Mycelium daemon.
+    pub fn tun(&self) -> String {
+        format!("{}-my", self.name)
+    }
+
     /// A link's alias, which says whose it is.
     pub fn alias(&self, id: &ResourceId) -> String {
         format!("rhizome:{}{id}", self.before(':'))

@@ -165,7 +165,7 @@ pub(crate) fn command(program: &Path) -> Command {
 }
 
 /// Has the kernel kill the tool when the thread that waits for it is gone.
-fn die_with_us(command: &mut Command) {
+pub(crate) fn die_with_us(command: &mut Command) {
     let us = nix::unistd::getpid();
     let tie = move || {
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;

@@ -16,6 +16,7 @@ mod compare;
 mod fence;
 mod grants;
 mod intake;
+mod joined;
 mod keeper;
 mod operation;
 mod pools;
@@ -38,6 +39,7 @@ pub use pools::Pool;
 
 use audit::Audit;
 use fence::Groups;
+use joined::Joined;
 use pools::Pools;
 use rates::Rates;
 
@@ -57,6 +59,8 @@ pub struct SupervisorConfig {
     pub groups: Option<PathBuf>,
     /// Where runners leave outcomes that the queue cannot take.
     pub spool: PathBuf,
+    /// What the node says of its network.
+    pub network_file: PathBuf,
     /// What evaluates a script: a program and its arguments.
     pub sandbox: (PathBuf, Vec<String>),
     pub limits: Limits,
@@ -77,6 +81,7 @@ struct Supervisor {
     limits: Limits,
     audit: Audit,
     pools: Pools,
+    joined: Joined,
     /// Held from the look at what an account may use until it uses it.
     granting: tokio::sync::Mutex<()>,
     rates: Rates,
@@ -110,6 +115,7 @@ pub async fn run(
         limits: config.limits,
         audit: Audit::open(&config.audit)?,
         pools: pools.clone(),
+        joined: Joined::new(config.network_file),
         callers: rhizome_identity::http_signature::Verifier::new(),
         stop: shutdown.token.clone(),
     });
@@ -133,7 +139,7 @@ pub async fn run(
     let (router, openapi) = api::routes(supervisor.clone());
     let health: rhizome_service::Health = {
         let supervisor = supervisor.clone();
-        Arc::new(move || supervisor.pools.health())
+        Arc::new(move || supervisor.pools.health().and_then(|()| supervisor.joined.health()))
     };
     rhizome_service::serve(listener, router, openapi, health, token)
         .await

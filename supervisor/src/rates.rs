@@ -65,6 +65,7 @@ impl Supervisor {
                     let queues = pool.queues.join(",");
                     gauge!("rhizome_runners", "queues" => queues).set(pool.runners.len() as f64);
                 }
+                self.joined.measure();
                 tokio::time::sleep(EVERY).await;
             }
         };

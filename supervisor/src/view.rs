@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use rhizome_model::api::{
     AccountQueueView, AttemptView, JobView, QueueView, ResourceView, TaskView,
 };
-use rhizome_model::{Envelope, Name, NodeId, Outcome, Phase, Task, TraceId};
+use rhizome_model::secret::mask;
+use rhizome_model::{DesiredResource, Envelope, Name, NodeId, Outcome, Phase, Task, TraceId};
 use rhizome_queue::{JobRecord, QueueStats};
 use serde_json::Value;
 
 /// While a version is under way its declarations are shown, and what is kept beside them.
 pub fn task(task: &Task, node: NodeId, statuses: &BTreeMap<Name, Value>) -> TaskView {
-    let resource = |r: &&rhizome_model::DesiredResource| ResourceView {
-        resource: (*r).clone(),
+    let resource = |r: &&DesiredResource| ResourceView {
+        resource: DesiredResource { spec: mask(&r.spec), ..(*r).clone() },
         status: statuses.get(&r.name).cloned(),
     };
     // While it runs, a failure is that of an undoing under way.

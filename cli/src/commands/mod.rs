@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod account_keys;
+pub mod address;
 pub mod check;
 pub mod coordinators;
 pub mod definitions;

@@ -168,6 +168,9 @@ impl Dev {
             "node",
             "--tpm",
             "off",
+            // They reach each other without: all bridges are on this machine.
+            "--mycelium",
+            "off",
             "--serial-number",
             &serial,
             "--listen",

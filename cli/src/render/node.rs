@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use rhizome_model::NodeId;
-use rhizome_model::api::{CapacityView, NodeIdentity, NodeStatus, NodeView};
+use rhizome_model::api::{CapacityView, NetworkView, NodeIdentity, NodeStatus, NodeView};
+use rhizome_model::{Bytes, NodeId};
 
 use super::{clean, table};
 
@@ -81,6 +81,7 @@ pub fn show(node: &NodeView, status: Option<&NodeStatus>) -> String {
         node.address,
         node.key
     )];
+    parts.extend(status.and_then(|s| s.network.as_ref()).map(network));
     let usage = status.map(|s| s.usage).or(node.capacity);
     parts.extend(usage.as_ref().map(capacity));
     if let Some(status) = status.filter(|s| !s.pools.is_empty()) {
@@ -99,6 +100,34 @@ pub fn show(node: &NodeView, status: Option<&NodeStatus>) -> String {
     parts.join("\n\n")
 }
 
+fn network(network: &NetworkView) -> String {
+    let state = network.problem.as_deref().map_or_else(|| "well".to_owned(), clean);
+    let mut lines = vec![format!("network  {}: {state}", clean(&network.driver))];
+    if network.driver.starts_with("mycelium") {
+        let NetworkView { routes, fallback_routes, restarts, traffic, .. } = network;
+        lines.push(format!("routes   {routes}, and {fallback_routes} to fall back on"));
+        lines.push(format!("routed   {} packets, {}", traffic.packets, Bytes(traffic.bytes)));
+        if *restarts > 0 {
+            lines.push(format!("restarts {restarts}"));
+        }
+    }
+    let mut parts = vec![lines.join("\n")];
+    if !network.peers.is_empty() {
+        let rows = network.peers.iter().map(|peer| {
+            let word = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+            [
+                clean(&peer.endpoint),
+                word(serde_json::json!(peer.origin)),
+                word(serde_json::json!(peer.state)),
+                Bytes(peer.tx_bytes).to_string(),
+                Bytes(peer.rx_bytes).to_string(),
+            ]
+        });
+        parts.push(table(["PEER", "ORIGIN", "STATE", "SENT", "RECEIVED"], rows));
+    }
+    parts.join("\n\n")
+}
+
 fn capacity(usage: &CapacityView) -> String {
     let rows = [("total", usage.total), ("reserved", usage.reserved), ("free", usage.free)].map(
         |(what, c)| [what.to_owned(), c.cpu.to_string(), c.memory.to_string(), c.disk.to_string()],
@@ -108,8 +137,10 @@ fn capacity(usage: &CapacityView) -> String {
 
 #[cfg(test)]
 mod tests {
-    use rhizome_model::api::{PoolMode, PoolView, RunnerView};
-    use rhizome_model::{Bytes, Capacity, Cpu, FarmId, KeyId, NodeFacts, NodeId};
+    use rhizome_model::api::{
+        PeerOrigin, PeerState, PeerView, PoolMode, PoolView, RunnerView, TrafficView,
+    };
+    use rhizome_model::{Capacity, Cpu, FarmId, KeyId, NodeFacts, NodeId};
 
     use super::*;
 
@@ -146,6 +177,29 @@ mod tests {
         insta::assert_snapshot!(list(&[node(), down], &BTreeMap::from([(node().id, 0.999_96)])));
     }
 
+    fn mycelium() -> NetworkView {
+        let peer = |endpoint: &str, state| PeerView {
+            endpoint: endpoint.into(),
+            origin: PeerOrigin::Configured,
+            state,
+            tx_bytes: 2048,
+            rx_bytes: 512,
+        };
+        NetworkView {
+            driver: "mycelium 0.7.10".into(),
+            address: node().address,
+            problem: None,
+            restarts: 1,
+            peers: vec![
+                peer("tcp://192.0.2.1:9651", PeerState::Alive),
+                peer("quic://192.0.2.2:9651", PeerState::Dead),
+            ],
+            routes: 12,
+            fallback_routes: 3,
+            traffic: TrafficView { packets: 42, bytes: 4096 },
+        }
+    }
+
     #[test]
     fn a_node_for_people() {
         let facts = NodeFacts {
@@ -157,7 +211,8 @@ mod tests {
         let runners = vec![RunnerView { name: "machine-1".into(), pid: 42, restarts: 0 }];
         let (queues, mode) = (vec!["machine".into()], PoolMode::Running);
         let pools = vec![PoolView { queues, mode, scale: 1, runners }];
-        let status = NodeStatus { facts, key: node().key, usage: usage(), pools };
+        let status =
+            NodeStatus { facts, key: node().key, usage: usage(), pools, network: Some(mycelium()) };
         insta::assert_snapshot!(show(&node(), Some(&status)));
     }
 }

@@ -11,6 +11,7 @@ pub mod coord;
 pub mod health;
 pub mod identity;
 pub mod ledger;
+pub mod mycelium;
 pub mod node;
 pub mod node_file;
 pub mod process;

@@ -18,6 +18,7 @@ use rhizome_sal::Sal;
 use tokio::sync::watch;
 
 use super::identity::{IdentityPlaces, MachineFacts};
+use super::mycelium::MyceliumOptions;
 use super::node_file::{NodeFile, PoolChoice};
 use super::process::{Kept, Process, Stop};
 use super::{Common, LedgerKey, ledger_of, network_of, program, state_folder, state_of};
@@ -71,6 +72,8 @@ pub struct NodeOptions {
         value_name = "KEY"
     )]
     pub coordinators: Vec<KeyId>,
+    #[command(flatten)]
+    pub mycelium: MyceliumOptions,
     #[command(flatten)]
     pub ledger_key: LedgerKey,
     #[command(flatten)]
@@ -138,6 +141,7 @@ impl DurabilityChoice {
 pub async fn run(args: NodeOptions, globals: &Globals) -> Result<ExitCode, Error> {
     let shutdown = args.common.shutdown()?;
     args.durability.warn();
+    let network = args.mycelium.decide()?;
     let state = state_folder(&state_of("node", globals))?;
     let ledger = ledger_of(globals)?;
     let log = globals.log.as_deref().unwrap_or("info");
@@ -200,6 +204,7 @@ pub async fn run(args: NodeOptions, globals: &Globals) -> Result<ExitCode, Error
         () = shutdown.requested() => return Ok(ExitCode::SUCCESS),
     };
     let sal = Sal::up(file.sal(&state, program.clone())).await.map_err(Failure::from)?;
+    let network = network.start(&signs, &state).await?;
     file.facts.capacity = sal.capacity().map_err(Failure::from)?;
     (file.facts.id, file.facts.farm) = (registered.node, registered.farm);
     file.write(&state)?;
@@ -217,6 +222,7 @@ pub async fn run(args: NodeOptions, globals: &Globals) -> Result<ExitCode, Error
     };
     supervisor.stop().await;
     telling.abort();
+    network.stop().await;
     managed?;
     Ok(ExitCode::SUCCESS)
 }

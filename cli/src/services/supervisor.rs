@@ -48,6 +48,7 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     let config = SupervisorConfig {
         groups: groups.ok(),
         spool: NodeFile::spool(&state),
+        network_file: super::mycelium::network_file(&state),
         key: node.key,
         network: node.network.clone(),
         queue: node.queue(),

@@ -3,6 +3,7 @@
 // A test that panics says where.
 #![allow(clippy::unwrap_used)]
 
+mod address;
 mod bench;
 mod check;
 mod config;

@@ -7,8 +7,8 @@ use rhizome_model::{Drift, ResourceId, gateway_address, resource_address};
 use serde_json::json;
 
 use crate::netns::{
-    End, Node, Wire, end_of, frame, ipv4, join, link_local, neighbour, packet, parse_mac, router,
-    seen, shell, udp,
+    End, Node, Wire, end_of, frame, ipv4, join, link_local, neighbour, packet, parse_mac, route,
+    router, seen, shell, udp,
 };
 use crate::world::{World, id};
 
@@ -66,7 +66,7 @@ fn frames(a: End, receiver: End) -> Vec<(&'static str, bool, Vec<u8>)> {
     ]
 }
 
-fn next(address: Ipv6Addr) -> Ipv6Addr {
+pub fn next(address: Ipv6Addr) -> Ipv6Addr {
     (u128::from(address) ^ 1).into()
 }
 
@@ -222,6 +222,7 @@ pub fn reach_each_other(a: &Node, b: &Node) {
 fn machines_of_two_nodes_reach_each_other_and_no_forged_address_gets_across() {
     let (a, b) = (Node::new(), Node::new());
     join(&a, &b);
+    route(&a, &b);
     reach_each_other(&a, &b);
     let web = || id("1/demo/web");
     let to = b.run(async move |world| end_of(world, &web()));
@@ -264,7 +265,7 @@ fn machines_of_two_nodes_reach_each_other_and_no_forged_address_gets_across() {
 }
 
 /// What arrives over UDP on port 9.
-fn payloads_until(wire: &Wire, last: &str) -> Vec<String> {
+pub fn payloads_until(wire: &Wire, last: &str) -> Vec<String> {
     let mut seen = Vec::new();
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while seen.last().is_none_or(|text| text != last) {

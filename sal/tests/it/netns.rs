@@ -27,13 +27,27 @@ pub struct Node {
 
 impl Node {
     pub fn new() -> Self {
+        Self::with(None)
+    }
+
+    pub fn at(address: Ipv6Addr) -> Self {
+        Self::with(Some(address))
+    }
+
+    fn with(address: Option<Ipv6Addr>) -> Self {
         let (jobs, inbox) = mpsc::channel::<Job>();
         let (ready, started) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             isolate();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.unwrap();
-            let world = runtime.block_on(World::new());
+            // With a thread of its own for what goes on between the jobs.
+            let mut runtime = tokio::runtime::Builder::new_multi_thread();
+            let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
+            let world = runtime.block_on(async {
+                match address {
+                    Some(address) => World::at(address).await,
+                    None => World::new().await,
+                }
+            });
             ready.send(nix::unistd::gettid().as_raw()).unwrap();
             inbox.into_iter().for_each(|job| job(&runtime, &world));
         });
@@ -94,16 +108,19 @@ fn isolate() {
     shell("ip link set lo up");
 }
 
-/// Joins two nodes by a pair of links `up0` with fd00::1 and fd00::2, and routes their /64s over it.
+/// Joins two nodes by a pair of links `up0` with fd00::1 and fd00::2.
 pub fn join(a: &Node, b: &Node) {
-    let prefix = |node: &Node| node.run(async |w| rhizome_model::node_prefix(w.config.address));
-    let (of_a, of_b) = (prefix(a), prefix(b));
     a.shell(format!("ip link add up0 type veth peer name up0 netns {}", b.tid));
-    for (node, own, other, behind) in [(a, 1, 2, of_b), (b, 2, 1, of_a)] {
-        node.shell(format!(
-            "ip address add fd00::{own}/64 dev up0 nodad; ip link set up0 up; \
-             ip route add {behind}/64 via fd00::{other}"
-        ));
+    for (node, own) in [(a, 1), (b, 2)] {
+        node.shell(format!("ip address add fd00::{own}/64 dev up0 nodad; ip link set up0 up"));
+    }
+}
+
+/// Routes the /64 of each to the other, as routers between them would.
+pub fn route(a: &Node, b: &Node) {
+    let prefix = |node: &Node| node.run(async |w| rhizome_model::node_prefix(w.config.address));
+    for (node, other, behind) in [(a, 2, prefix(b)), (b, 1, prefix(a))] {
+        node.shell(format!("ip route add {behind}/64 via fd00::{other}"));
     }
 }
 

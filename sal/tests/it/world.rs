@@ -30,13 +30,22 @@ impl World {
     }
 
     pub async fn with_pool(size: Bytes) -> Self {
+        Self::with(size, None).await
+    }
+
+    /// A node with this address.
+    pub async fn at(address: Ipv6Addr) -> Self {
+        Self::with(Bytes::gib(1), Some(address)).await
+    }
+
+    async fn with(size: Bytes, known: Option<Ipv6Addr>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("images/busybox.tar");
         build_image(&image);
         let key = unique_key(folder.path());
         let config = NodeConfig {
             key: KeyId(key),
-            address: address(&key),
+            address: known.unwrap_or_else(|| address(&key)),
             state: folder.path().join("state"),
             pool: Pool::LoopFile { size },
             program: SHIM.into(),

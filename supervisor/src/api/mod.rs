@@ -123,6 +123,7 @@ async fn node(State(supervisor): State<Arc<Supervisor>>, _: Signed) -> ApiResult
         key: supervisor.key,
         usage: supervisor.usage().await?,
         pools: supervisor.pools.view(),
+        network: supervisor.joined.view(),
     }))
 }
 

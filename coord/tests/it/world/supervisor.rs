@@ -308,6 +308,7 @@ async fn status(State(node): State<Shared>) -> Json<NodeStatus> {
         key: key.key_id(),
         usage: CapacityView { total: free, reserved: Capacity::default(), free },
         pools: Vec::new(),
+        network: None,
     })
 }
 
