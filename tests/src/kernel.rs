@@ -13,7 +13,8 @@ pub struct Process {
 /// Everything in the kernel that belongs to the nodes of one state folder.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Kernel {
-    /// `ACCOUNT.DEPLOYMENT.NAME` of machines, by where they were seen.
+    /// `ACCOUNT.DEPLOYMENT.NAME` of machines, and `KIND.ACCOUNT.DEPLOYMENT.NAME` of others, by where
+    /// they were seen.
     pub namespaces: BTreeSet<String>,
     pub links: BTreeSet<String>,
     pub cgroups: BTreeSet<String>,
@@ -60,7 +61,7 @@ impl Kernel {
             let alias = std::fs::read_to_string(format!("/sys/class/net/{link}/ifalias"));
             let alias = alias.unwrap_or_default();
             if let Some(id) = alias.trim().strip_prefix(&alias_prefix) {
-                self.links.insert(id.replace('/', "."));
+                self.links.insert(id.replace(['/', ':'], "."));
             } else if link == mark {
                 self.bridges.insert(link);
             }
@@ -75,17 +76,23 @@ impl Kernel {
         for name in directories(folder) {
             let path = folder.join(&name);
             if name.contains(mark) {
-                // A machine's name has dots; what groups other things has none.
-                for machine in directories(&path).into_iter().filter(|n| n.contains('.')) {
-                    let members = path.join(&machine).join("cgroup.procs");
-                    let members = std::fs::read_to_string(members).unwrap_or_default();
-                    let pids = members.lines().filter_map(|p| p.parse::<u32>().ok());
-                    self.containers.entry(machine.clone()).or_default().extend(pids);
-                    self.cgroups.insert(machine);
-                }
+                self.look_at_groups(&path, "");
+                self.look_at_groups(&path.join("herodb"), "herodb.");
             } else if depth > 0 {
                 self.look_at_cgroups(&path, mark, depth - 1);
             }
+        }
+    }
+
+    fn look_at_groups(&mut self, folder: &Path, kind: &str) {
+        // A resource's name has dots; what groups other things has none.
+        for name in directories(folder).into_iter().filter(|n| n.contains('.')) {
+            let members = folder.join(&name).join("cgroup.procs");
+            let members = std::fs::read_to_string(members).unwrap_or_default();
+            let pids = members.lines().filter_map(|p| p.parse::<u32>().ok());
+            let name = format!("{kind}{name}");
+            self.containers.entry(name.clone()).or_default().extend(pids);
+            self.cgroups.insert(name);
         }
     }
 
@@ -103,9 +110,11 @@ impl Kernel {
     #[track_caller]
     pub fn machines(&self) -> BTreeSet<String> {
         assert_eq!(self.namespaces, self.links, "namespaces and links differ: {self:#?}");
-        assert_eq!(self.namespaces, self.subvolumes, "namespaces and subvolumes differ: {self:#?}");
         assert_eq!(self.namespaces, self.cgroups, "namespaces and cgroups differ: {self:#?}");
-        self.namespaces.clone()
+        let is_machine = |name: &&String| name.starts_with(|c: char| c.is_ascii_digit());
+        let machines: BTreeSet<_> = self.namespaces.iter().filter(is_machine).cloned().collect();
+        assert_eq!(machines, self.subvolumes, "namespaces and subvolumes differ: {self:#?}");
+        machines
     }
 }
 

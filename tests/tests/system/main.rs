@@ -6,6 +6,7 @@ mod actions;
 mod agent;
 mod chaos;
 mod demo;
+mod herodb;
 mod identity;
 mod image;
 mod lifecycle;
