@@ -53,8 +53,11 @@ const EVENTS: &str = "events.log";
 const CONFIG: &str = "vm.json";
 const PID: &str = "pid";
 const ERROR: &str = "runtime.log";
+/// When it was booted (`at`, Unix milliseconds), and how long the hypervisor itself took for that
+/// (`took_us`).
+const BOOTED: &str = "booted.json";
 /// What a hypervisor, or its start, leaves in the folder. Cloud Hypervisor locks its socket by a file.
-const LEFT: [&str; 6] = [API, "api.sock.lock", SERIAL, EVENTS, PID, ERROR];
+const LEFT: [&str; 7] = [API, "api.sock.lock", SERIAL, EVENTS, PID, ERROR, BOOTED];
 
 /// A hypervisor is alive when it answers within this.
 const PING: Duration = Duration::from_secs(2);

@@ -31,7 +31,7 @@ use super::config::{Ready, VmConfig};
 use super::fault::{Answer, Fault};
 use super::hypervisor::Hypervisor;
 use super::ready::Echo;
-use super::{CALL, ERROR, EVENTS, Ended, PID, Vm, clear, ended};
+use super::{BOOTED, CALL, ERROR, EVENTS, Ended, PID, Vm, clear, ended};
 use crate::error::{During, Result, SalError, shown};
 use crate::{files, tool};
 
@@ -84,6 +84,12 @@ fn complain(message: &dyn fmt::Display, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
+fn note_boot(dir: &Path, took: Duration) -> Result<()> {
+    let at = jiff::Timestamp::now().as_millisecond();
+    let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    files::replace_json(&dir.join(BOOTED), &json!({ "at": at, "took_us": took_us }), false)
+}
+
 /// As OCI runtimes write their logs.
 fn note(dir: &Path, error: &SalError) {
     let line = json!({ "level": "error", "msg": error.to_string() });
@@ -112,6 +118,7 @@ struct Running<'a> {
     config: &'a VmConfig,
     hypervisor: &'a dyn Hypervisor,
     child: Child,
+    begun: Instant,
 }
 
 impl<'a> Running<'a> {
@@ -134,9 +141,10 @@ impl<'a> Running<'a> {
         };
         // SAFETY: both are plain system calls and allocate nothing.
         unsafe { command.pre_exec(prepare) };
+        let begun = Instant::now();
         let child = command.spawn().during(format_args!("start {}", shown(&program)))?;
         end_with_us(signals, &child);
-        Ok(Self { config, hypervisor: &*vm.hypervisor, child })
+        Ok(Self { config, hypervisor: &*vm.hypervisor, child, begun })
     }
 
     fn bring_up(&mut self, dir: &Path) -> Result<()> {
@@ -145,8 +153,11 @@ impl<'a> Running<'a> {
         if let Some(net) = &self.config.net {
             self.ask("add-net", MAKES, |hypervisor, until| hypervisor.add_net(net, until))?;
         }
+        let made = self.begun.elapsed();
         self.await_reader()?;
+        let heard = Instant::now();
         self.ask("boot", MAKES, |hypervisor, until| hypervisor.boot(until))?;
+        note_boot(dir, made + heard.elapsed())?;
         match &self.config.ready {
             Ready::Started => Ok(()),
             Ready::Address { address } => self.await_echo(dir, &Echo::new(*address)?),
