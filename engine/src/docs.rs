@@ -110,6 +110,7 @@ impl Field {
             if let Some(items) = items {
                 Self::collect(root, items, &format!("{prefix}{key}[]."), all);
             }
+            Self::collect(root, inner, &format!("{prefix}{key}."), all);
         }
     }
 }

@@ -23,6 +23,7 @@ pub struct MachineSpec {
     /// virtual machine: a raw disk image that its first disk is a copy of; without it there is no
     /// such disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
     pub image: Option<String>,
     /// How it is kept apart from the others.
     #[serde(default)]
@@ -58,6 +59,7 @@ pub struct MachineSpec {
     pub workdir: String,
     /// What a virtual machine boots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Boot")]
     pub boot: Option<Boot>,
     /// More disks of a virtual machine. They are the machine's own, and go with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
