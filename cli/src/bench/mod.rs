@@ -3,6 +3,7 @@
 mod deep;
 mod ledger;
 mod load;
+mod machine;
 mod queue;
 mod script;
 mod submit;
@@ -27,6 +28,8 @@ pub struct Args {
 enum What {
     /// A ledger under the signed uptime reports of a fleet.
     Ledger(ledger::Args),
+    /// Containers and virtual machines: from a received script to one that runs.
+    Machine(machine::Args),
     /// The job queue of a node: rates, latency, cost and recovery, beside raw Redis.
     Queue(queue::Args),
     /// What journals cost, scripts of many resources, and deployments per second.
@@ -38,6 +41,7 @@ enum What {
 pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     match args.what {
         What::Ledger(args) => Box::pin(ledger::run(args, globals)).await,
+        What::Machine(args) => Box::pin(machine::run(args, globals)).await,
         What::Queue(args) => Box::pin(queue::run(args, globals)).await,
         What::Script(args) => Box::pin(script::run(args, globals)).await,
         What::Submit(args) => Box::pin(submit::run(args, globals)).await,

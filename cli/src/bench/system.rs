@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use rhizome_model::api::DeploymentView;
 use rhizome_model::{
     Code, DeleteDocument, DeploymentDocument, DeploymentId, Failure, Name, Phase, Placement,
     Version, payload_type,
@@ -32,11 +33,7 @@ pub(super) async fn on_a_system<T>(
         Err(failure) if failure.code == Code::Unavailable => {
             output::note("no system runs: starting one for this");
             let mut own = OwnSystem::start().await?;
-            let globals = Globals {
-                state: Some(own.folder.clone()),
-                json: globals.json,
-                ..Globals::default()
-            };
+            let globals = Globals { json: globals.json, ..own.globals() };
             let result = match Session::open(&globals) {
                 Ok(session) => measure(&globals, &session).await,
                 Err(failure) => Err(failure.into()),
@@ -82,7 +79,7 @@ impl<'a> Submitter<'a> {
         Ok(())
     }
 
-    pub(super) async fn deploy(&mut self) -> Result<(), Failure> {
+    pub(super) async fn deploy(&mut self) -> Result<DeploymentView, Failure> {
         self.version += 1;
         let document = DeploymentDocument {
             account: self.id.account,
@@ -103,7 +100,7 @@ impl<'a> Submitter<'a> {
         self.see_through(payload_type::DEPLOYMENT, &document, Goal::Deployed, Phase::Ready).await
     }
 
-    pub(super) async fn delete(&mut self) -> Result<(), Failure> {
+    pub(super) async fn delete(&mut self) -> Result<DeploymentView, Failure> {
         let document = DeleteDocument {
             account: self.id.account,
             name: self.id.name.clone(),
@@ -122,14 +119,14 @@ impl<'a> Submitter<'a> {
         document: &impl serde::Serialize,
         goal: Goal,
         wanted: Phase,
-    ) -> Result<(), Failure> {
+    ) -> Result<DeploymentView, Failure> {
         let payload =
             serde_json::to_vec(document).map_err(|e| internal("cannot write the document", &e))?;
         let envelope = self.session.sign(kind, &payload)?;
         let submitted = self.session.coord.submit(envelope.to_json().into_bytes()).await?;
         let ended = follow(&self.session.coord, &submitted, goal, &mut Reporter::new(true)).await?;
         if ended.view.phase == wanted {
-            Ok(())
+            Ok(ended.view)
         } else {
             let message = format!("{} is {} instead of {wanted}", self.id, ended.view.phase);
             Err(Failure::new(Code::Internal, message))
@@ -142,13 +139,13 @@ fn nonce() -> String {
 }
 
 /// A `rhizome dev` of our own, on a folder of our own.
-struct OwnSystem {
+pub(super) struct OwnSystem {
     dev: Child,
     folder: std::path::PathBuf,
 }
 
 impl OwnSystem {
-    async fn start() -> Result<Self, Failure> {
+    pub(super) async fn start() -> Result<Self, Failure> {
         let folder = std::env::temp_dir().join(format!("rhizome-bench-{}", nonce()));
         let mut dev = Command::new(program()?)
             .args(["dev", "--state"])
@@ -175,7 +172,16 @@ impl OwnSystem {
         }
     }
 
-    async fn stop(&mut self) {
+    /// To reach it with.
+    pub(super) fn globals(&self) -> Globals {
+        Globals { state: Some(self.folder.clone()), ..Globals::default() }
+    }
+
+    pub(super) fn folder(&self) -> &std::path::Path {
+        &self.folder
+    }
+
+    pub(super) async fn stop(&mut self) {
         if let Some(pid) = self.dev.id() {
             let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT);
