@@ -111,21 +111,20 @@ impl Sal {
 
     /// Which drivers, tools and modes this node works with.
     pub fn describe(&self) -> Vec<Fact> {
-        let runtime = match Runtime::find(&self.node) {
-            Ok(runtime) => format!("{} ({})", runtime.name(), shown(runtime.program())),
-            Err(error) => error.to_string(),
-        };
         let cgroups = match self.node.cgroups.version {
             Version::V1 => "v1 controllers",
             Version::V2 => "v2",
         };
-        vec![
-            Fact { name: "machine", value: runtime },
+        let kinds = workload::works_with(&self.node).into_iter();
+        let mut facts: Vec<_> =
+            kinds.map(|(kind, value)| Fact { name: kind.as_str(), value }).collect();
+        facts.extend([
             Fact { name: "cgroups", value: cgroups.into() },
             Fact { name: "pool", value: shown(self.node.store.dir()).to_string() },
             Fact { name: "quota", value: self.node.store.quota.as_str().into() },
             Fact { name: "bridge", value: self.node.mark.name.clone() },
-        ]
+        ]);
+        facts
     }
 }
 

@@ -102,6 +102,12 @@ pub(crate) trait Driver: Send + Sync + 'static {
     type Kind: Kind;
 
     fn new(node: Arc<Node>) -> Self;
+
+    /// What it works with on this node, or why it does not.
+    fn works_with(_node: &Node) -> Option<String> {
+        None
+    }
+
     fn ensure(&self, id: &ResourceId, spec: &Spec<Self>) -> Result<(Status<Self>, Done)>;
     fn observe(&self, id: &ResourceId) -> Result<Option<Status<Self>>>;
     fn delete(&self, id: &ResourceId) -> Result<()>;
@@ -268,6 +274,16 @@ fn to_value<T: serde::Serialize>(value: T) -> Result<Value> {
 
 macro_rules! registry {
     ($($module:ident: $kind:ident,)*) => {
+        /// What each kind works with here, where that was chosen.
+        pub(crate) fn works_with(node: &Node) -> Vec<(WorkloadKind, String)> {
+            let mut all = Vec::new();
+            $(all.extend(
+                <crate::$module::Driver as Driver>::works_with(node)
+                    .map(|what| (WorkloadKind::$kind, what)),
+            );)*
+            all
+        }
+
         /// The driver of a kind.
         pub(crate) fn workload(node: &Arc<Node>, kind: WorkloadKind) -> Arc<dyn Workload> {
             match kind {

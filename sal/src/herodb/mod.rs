@@ -68,6 +68,13 @@ impl crate::workload::Driver for Driver {
         Self { node, programs }
     }
 
+    fn works_with(_: &Node) -> Option<String> {
+        Some(match Engine::find() {
+            Ok(engine) => format!("{} ({})", engine.words(), engine.program.display()),
+            Err(error) => error.to_string(),
+        })
+    }
+
     fn ensure(&self, id: &ResourceId, spec: &HerodbSpec) -> Result<(HerodbStatus, Done)> {
         let place = self.programs.place(id);
         let wanted = hashed(id, spec)?;

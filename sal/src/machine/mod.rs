@@ -54,6 +54,13 @@ impl crate::workload::Driver for Driver {
         Self { node, programs }
     }
 
+    fn works_with(node: &Node) -> Option<String> {
+        Some(match Runtime::find(node) {
+            Ok(runtime) => format!("{} ({})", runtime.name(), runtime.program().display()),
+            Err(error) => error.to_string(),
+        })
+    }
+
     fn ensure(&self, id: &ResourceId, spec: &MachineSpec) -> Result<(MachineStatus, Done)> {
         let place = self.programs.place(id);
         let has_root = self.node.store.has(&place.root);

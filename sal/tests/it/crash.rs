@@ -28,12 +28,12 @@ async fn child_process_that_is_killed() {
         image_roots: vec![text("images").into()],
     };
     let sal = Sal::open(config).await.unwrap();
-    let machines = sal.workload(WorkloadKind::Machine);
+    let workload = sal.workload(text("kind").parse().unwrap());
     let id = text("id").parse().unwrap();
     if told["delete"] == true {
-        machines.delete(&id).await.unwrap();
+        workload.delete(&id).await.unwrap();
     } else {
-        machines.ensure(&id, &told["spec"]).await.unwrap();
+        workload.ensure(&id, &told["spec"]).await.unwrap();
     }
 }
 
@@ -45,10 +45,22 @@ pub fn killed_after(
     delete: bool,
     after: Duration,
 ) -> bool {
+    kind_killed_after(world, WorkloadKind::Machine, name, spec, delete, after)
+}
+
+/// The same for any kind.
+pub fn kind_killed_after(
+    world: &World,
+    kind: WorkloadKind,
+    name: &str,
+    spec: &Value,
+    delete: bool,
+    after: Duration,
+) -> bool {
     let key: KeyId = world.config.key;
     let told = json!({
         "key": key, "address": world.config.address, "state": world.config.state,
-        "images": world.config.image_roots[0], "id": name, "spec": spec, "delete": delete,
+        "images": world.config.image_roots[0], "kind": kind, "id": name, "spec": spec, "delete": delete,
     });
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "crash::child_process_that_is_killed"])

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::crash::kind_killed_after;
 use crate::world::{World, assert_code, collect, id, names};
 
 const PASSWORD: &str = "correct-horse-battery";
@@ -107,24 +108,19 @@ fn engine_pid(world: &World, id: &ResourceId) -> Pid {
 /// Nothing of it is left, wherever a database is.
 fn assert_gone(world: &World) {
     let deadline = Instant::now() + Duration::from_secs(10);
+    let groups = |folder: PathBuf| {
+        let inside = names(&folder).into_iter();
+        inside.filter(|name| ResourceId::from_file_name(name).is_ok()).collect::<Vec<_>>()
+    };
     loop {
         let mut found = world.traces();
         found.extend(names(&world.pool().join("herodbs")));
         found.extend(names(&world.config.state.join("run/herodbs")));
         for hierarchy in crate::world::hierarchies() {
-            let groups = hierarchy.join(world.mark()).join("herodb");
-            found.extend(
-                names(&groups).into_iter().filter(|n| ResourceId::from_file_name(n).is_ok()),
-            );
-            found.extend(
-                names(&groups.join("shims"))
-                    .into_iter()
-                    .filter(|n| n.contains('.') && !n.starts_with("cgroup")),
-            );
+            let group = hierarchy.join(world.mark()).join("herodb");
+            found.extend(groups(group.join("shims")));
+            found.extend(groups(group));
         }
-        found.retain(|n| {
-            ResourceId::from_file_name(n.rsplit(' ').next().unwrap()).is_ok() || n.contains(' ')
-        });
         if found.is_empty() {
             return;
         }
@@ -187,7 +183,7 @@ async fn it_answers_on_its_address_to_who_knows_the_password() {
     // Asked for again, nothing happens.
     let again = ensure(&world, &id, &spec("64MiB")).await.unwrap();
     assert_eq!((again.done, engine_pid(&world, &id)), (rhizome_model::Done::Unchanged, pid));
-    assert_eq!(databases(&world).list().await.unwrap(), [id.clone()]);
+    assert_eq!(databases(&world).list().await.unwrap(), std::slice::from_ref(&id));
     assert!(world.machines.list().await.unwrap().is_empty(), "it is no machine");
     assert!(world.volumes.list().await.unwrap().is_empty(), "nor a volume");
 
@@ -424,4 +420,71 @@ async fn redis_benchmark_works_over_its_address() {
         "{said}\n{}",
         String::from_utf8_lossy(&run.stderr)
     );
+}
+
+#[tokio::test]
+async fn whatever_is_killed_while_it_is_made_or_deleted_ends_as_asked() {
+    let world = World::new().await;
+    let (name, spec) = ("1/demo/db", spec("64MiB"));
+    let id = id(name);
+    let mut unfinished = 0;
+    for round in 0..14u32 {
+        let after = Duration::from_millis(10) * (round + 1);
+        let kind = WorkloadKind::Herodb;
+        unfinished += usize::from(!kind_killed_after(&world, kind, name, &spec, false, after));
+        if round % 3 == 2 {
+            databases(&world).delete(&id).await.unwrap();
+            assert_gone(&world);
+            continue;
+        }
+        let status = ensure(&world, &id, &spec).await.unwrap().status;
+        assert!(is_good(&status), "{status}");
+        let mut client = Client::with(&status, PASSWORD);
+        assert_eq!(client.ask(&["SET", "a", "1"]), "+OK");
+        assert_eq!(databases(&world).list().await.unwrap(), std::slice::from_ref(&id));
+        if round % 3 == 1 {
+            kind_killed_after(&world, kind, name, &spec, true, after / 3);
+            databases(&world).delete(&id).await.unwrap();
+            assert_gone(&world);
+        }
+    }
+    assert!(unfinished >= 5, "only {unfinished} were killed before they were done");
+    databases(&world).delete(&id).await.unwrap();
+    assert_gone(&world);
+}
+
+#[tokio::test]
+async fn what_is_taken_from_it_is_put_back() {
+    let world = World::new().await;
+    let (id, spec) = (id("1/demo/db"), spec("64MiB"));
+    let made = ensure(&world, &id, &spec).await.unwrap().status;
+    let pid = engine_pid(&world, &id);
+    let run = |program: &str, args: &[&str]| {
+        assert!(Command::new(program).args(args).status().unwrap().success(), "{program} {args:?}");
+    };
+    let link = names(std::path::Path::new("/sys/class/net")).into_iter().find(|link| {
+        let alias =
+            fs::read_to_string(format!("/sys/class/net/{link}/ifalias")).unwrap_or_default();
+        alias.trim() == format!("rhizome:{}:herodb:{id}", world.mark())
+    });
+    run("ip", &["link", "delete", &link.unwrap()]);
+    let root = world.pool().join("herodbs").join(id.file_name());
+    run("btrfs", &["qgroup", "limit", "-e", "none", root.to_str().unwrap()]);
+    let kept = databases(&world).keep(&id, &spec).await.unwrap();
+    let drifts: Vec<_> = kept.drifted.iter().map(|d| json!(d.drift)).collect();
+    assert_eq!(drifts, [json!("limit"), json!("network")], "{kept:?}");
+    assert!(is_good(&kept.status), "{}", kept.status);
+    assert_eq!(Client::with(&made, PASSWORD).ask(&["PING"]), "+PONG");
+    assert_eq!(engine_pid(&world, &id), pid, "it was not started again");
+    assert!(databases(&world).keep(&id, &spec).await.unwrap().drifted.is_empty());
+
+    // The whole node goes down and comes up again.
+    assert_eq!(Client::with(&made, PASSWORD).ask(&["SET", "a", "1"]), "+OK");
+    world.sal.down().await.unwrap();
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    let sal = rhizome_sal::Sal::up(world.config.clone()).await.unwrap();
+    let kept = sal.workload(WorkloadKind::Herodb).keep(&id, &spec).await.unwrap();
+    assert_eq!(kept.drifted.len(), 1, "{kept:?}");
+    assert!(is_good(&kept.status), "{}", kept.status);
+    assert_eq!(Client::with(&kept.status, PASSWORD).ask(&["GET", "a"]), "1");
 }
