@@ -123,6 +123,7 @@ impl Sal {
             Fact { name: "pool", value: shown(self.node.store.dir()).to_string() },
             Fact { name: "quota", value: self.node.store.quota.as_str().into() },
             Fact { name: "bridge", value: self.node.mark.name.clone() },
+            Fact { name: "network", value: net::driver(&self.node.mark) },
         ]);
         facts
     }

@@ -88,11 +88,7 @@ impl MyceliumOptions {
                 let peers = Peers::parse(&self.peers, self.alone).map_err(Failure::from)?;
                 Ok(Network::Mycelium { program, peers, port: self.port })
             }
-            None if configured && self.mycelium == MyceliumChoice::Off => {
-                let message =
-                    "there are settings for Mycelium, and --mycelium is off: say one or the other";
-                Err(Failure::new(Code::InvalidPeer, message))
-            }
+            None if self.mycelium == MyceliumChoice::Off => Ok(Network::Plain),
             None if configured => {
                 let message = "Mycelium is configured, and `mycelium` is not on PATH: install it \
                     (https://github.com/threefoldtech/mycelium), or say where it is with --mycelium PROGRAM";
@@ -190,7 +186,10 @@ mod tests {
         assert_eq!(code(options("/usr/bin/mycelium", &["rubbish"], false)), Code::InvalidPeer);
         assert_eq!(code(options("/usr/bin/mycelium", &[peer, ""], false)), Code::InvalidPeer);
         assert_eq!(code(options("/usr/bin/mycelium", &[peer], true)), Code::InvalidPeer);
-        assert_eq!(code(options("off", &[peer], false)), Code::InvalidPeer);
+        assert!(
+            matches!(options("off", &[peer], false).decide(), Ok(Network::Plain)),
+            "off is off"
+        );
         assert!(options("/usr/bin/mycelium", &[peer], false).decide().is_ok());
         assert!(options("/usr/bin/mycelium", &[], true).decide().is_ok());
     }

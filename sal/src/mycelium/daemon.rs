@@ -84,14 +84,15 @@ async fn live(
         () = looking => unreachable!("looking never ends"),
         () = stop.cancelled() => end(&mut child).await,
     };
-    let ended = match status {
-        Ok(status) => format!("mycelium ended ({status})"),
-        Err(error) => format!("mycelium cannot be waited for: {error}"),
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => return format!("mycelium cannot be waited for: {error}"),
     };
     let tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
     match tail.back() {
-        Some(last) => format!("{ended}: {last}"),
-        None => ended,
+        // Who was killed did not say why.
+        Some(last) if status.code().is_some() => format!("mycelium ended ({status}): {last}"),
+        _ => format!("mycelium ended ({status})"),
     }
 }
 

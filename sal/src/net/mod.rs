@@ -58,6 +58,12 @@ pub(crate) fn is_up(mark: &Mark) -> bool {
     has_link(&mark.name)
 }
 
+/// By what the node is joined to others.
+pub(crate) fn driver(mark: &Mark) -> String {
+    let tun = mark.tun();
+    if has_link(&tun) { format!("mycelium ({tun})") } else { "plain IPv6".to_owned() }
+}
+
 pub(crate) fn down(mark: &Mark) -> Result<()> {
     bridge::down(mark)?;
     filter::down(mark)

@@ -75,6 +75,7 @@ async fn up_adopts_what_is_there_and_open_sees_it() {
     let fact = |name| facts.iter().find(|f| f.name == name).unwrap().value.clone();
     assert!(["simple quotas", "quota groups"].contains(&&*fact("quota")));
     assert!(fact("machine").starts_with("runc") || fact("machine").starts_with("crun"));
+    assert_eq!(fact("network"), "plain IPv6");
     let capacity = world.sal.capacity().unwrap();
     assert!(capacity.disk > Bytes::mib(800) && capacity.disk < Bytes::gib(1), "{capacity}");
     assert!(capacity.cpu.millis() >= 1000 && capacity.memory > Bytes::mib(256));

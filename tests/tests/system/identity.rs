@@ -241,6 +241,8 @@ async fn a_node_that_lost_all_is_not_made_anew_over_a_known_machine_unless_told_
             "M-1",
             "--listen",
             "127.0.0.1:0",
+            "--mycelium",
+            "off",
         ])
         .args(["--network", "dev", "--ledger", &ledger.url, "--state"])
         .arg(dir.path().join("node"))
