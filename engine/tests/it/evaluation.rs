@@ -49,29 +49,36 @@ async fn the_other_examples_run() {
     host.answers.insert("count", json!({ "exit_code": 0, "output": "1000\n" }));
     let job = run(&script(include_str!("../../../scripts/job.rhai")), &host).await.unwrap();
     assert_eq!(job.outputs["words"], json!(1000));
+    let mut host = Fake::default();
+    host.answers.insert("visit", json!({ "exit_code": 0, "output": "7\n" }));
+    let visits = run(&script(include_str!("../../../scripts/herodb.rhai")), &host).await.unwrap();
+    assert_eq!(visits.outputs["visits"], json!(7));
+    assert!(visits.outputs["url"].as_str().unwrap().starts_with("redis://:***@["));
 }
 
-/// DESIGN.md §6, with a volume where it has a herodb.
 #[tokio::test]
 async fn the_script_of_the_design() {
     let source = r#"
         let data = volume("data", #{ size: "10GiB" });
-        let cache = volume("cache", #{ size: "1GiB" });
+        let cache = herodb("cache", #{ size: "1GiB" });
         for i in 0..params.replicas {
             machine(`web-${i}`, #{
                 image: "file:///srv/images/web.tar", cpu: 2, memory: "1GiB",
                 mounts: [ #{ volume: data, path: "/data" } ],
-                env: #{ CACHE: cache, CACHE_SIZE: `${cache.size}` },
+                env: #{ CACHE_URL: cache.url },
                 restart: "always",
             });
         }
-        output("cache", cache.size);
+        output("cache", cache.address);
     "#;
     let evaluation = run(&script(source), &Fake::default()).await.unwrap();
-    assert_eq!(evaluation.outputs["cache"], json!(1 << 30));
+    let cache = "1/demo/cache".parse().unwrap();
+    let address = resource_address(NODE.parse().unwrap(), &cache);
+    assert_eq!(evaluation.outputs["cache"], json!(address));
     let web = &evaluation.resources[4];
     assert_eq!((web.name.as_str(), web.line), ("web-2", 5));
-    assert_eq!(web.spec["env"], json!({ "CACHE": "cache", "CACHE_SIZE": "1073741824" }));
+    let url = format!("redis://:{}@[{address}]:6379", generated_token(&cache));
+    assert_eq!(web.spec["env"], json!({ "CACHE_URL": url }));
     assert_eq!(web.spec["cpu"], json!(2));
 }
 
