@@ -26,8 +26,9 @@ async fn our_own_scripts_are_good_with_and_without_parameters() {
             continue;
         }
         let source = std::fs::read_to_string(&path).unwrap();
-        let image = BTreeMap::from([("image".to_owned(), json!("file:///busybox.tar"))]);
-        for params in [BTreeMap::new(), image] {
+        let files = ["image", "kernel", "initramfs"]
+            .map(|name| (name.to_owned(), json!(format!("file:///{name}"))));
+        for params in [BTreeMap::new(), files.into()] {
             let found = check(&sandboxes, "x.rhai", &source, params).await;
             assert!(found.is_empty(), "{}: {found:?}", path.display());
         }

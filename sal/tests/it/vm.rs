@@ -29,7 +29,14 @@ fn tiny(world: &World, end: PvhEnd) -> Value {
 
 fn get(status: &Value, path: &str) -> String {
     let address = status["address"].as_str().unwrap();
-    let mut stream = TcpStream::connect(format!("[{address}]:80")).unwrap();
+    // It answers a little before what it serves is there.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut stream = loop {
+        match TcpStream::connect(format!("[{address}]:80")) {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+            done => break done.unwrap(),
+        }
+    };
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
     let mut answer = String::new();

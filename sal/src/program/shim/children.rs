@@ -15,6 +15,10 @@ use super::Shim;
 use crate::error::{During, Result, shown};
 use crate::{files, tool};
 
+/// What was started is the program within moments.
+const BECOMES_MS: u64 = 5;
+const ASK_AGAIN_MS: u64 = 2_000;
+
 /// The process that starts the program, and until when it may.
 pub(super) struct Starter {
     pub pid: Pid,
@@ -135,11 +139,20 @@ impl Shim {
     /// program it would swallow the signal, so that has to wait.
     pub(super) fn ask(&mut self) {
         let Life::Stopping { pid, .. } = self.record.life else { return };
-        let becoming = self.orders.program.becoming.as_deref();
-        if self.asked || becoming.is_some_and(|name| is_named(pid, name)) {
+        let now = self.now();
+        if now < self.asks_at {
             return;
         }
-        self.asked = true;
+        let becoming = self.orders.program.becoming.as_deref();
+        if becoming.is_some_and(|name| is_named(pid, name)) {
+            self.asks_at = now + BECOMES_MS;
+            return;
+        }
+        self.asks_at = match &self.orders.program.stop {
+            // A guest that has just begun to boot hears nothing yet.
+            Some(_) => now + ASK_AGAIN_MS,
+            None => u64::MAX,
+        };
         match &self.orders.program.stop {
             // What cannot be asked is killed when its time is over.
             Some(stop) => drop(command(stop).stdout(Stdio::null()).stderr(Stdio::null()).spawn()),

@@ -41,8 +41,6 @@ use crate::files;
 
 /// How long a shim waits for the one before it to be gone.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
-/// What was started is the program within moments.
-const ASK_STEP_MS: u64 = 5;
 
 /// The body of the hidden subcommand `machine-shim DIR RUN`; `args` is what follows its name.
 /// It must be called before anything starts a thread.
@@ -132,8 +130,8 @@ struct Shim {
     /// Children that ended before the starter said which of them is the program.
     early: Vec<(Pid, i32)>,
     ooms: u64,
-    /// Whether the program that is being stopped was asked to end.
-    asked: bool,
+    /// When the program that is being stopped is asked to end, or asked again.
+    asks_at: u64,
 }
 
 impl Shim {
@@ -159,7 +157,7 @@ impl Shim {
             starter: None,
             early: Vec::new(),
             ooms: 0,
-            asked: false,
+            asks_at: 0,
         })
     }
 
@@ -194,12 +192,12 @@ impl Shim {
     }
 
     fn pause(&self) -> PollTimeout {
-        let asks = matches!(self.record.life, Life::Stopping { .. }) && !self.asked;
+        let is_stopping = matches!(self.record.life, Life::Stopping { .. });
+        let asks = is_stopping.then_some(self.asks_at);
         let starter = self.starter.as_ref().map(|s| s.until);
-        let due = self.record.life.due().into_iter().chain(starter).min();
+        let due = self.record.life.due().into_iter().chain(starter).chain(asks).min();
         let due = due.map(|d| d.saturating_sub(self.now()));
-        let pause =
-            due.into_iter().chain(self.output.pause()).chain(asks.then_some(ASK_STEP_MS)).min();
+        let pause = due.into_iter().chain(self.output.pause()).min();
         match pause {
             None => PollTimeout::NONE,
             Some(ms) => PollTimeout::try_from(i32::try_from(ms).unwrap_or(i32::MAX))
@@ -265,7 +263,7 @@ impl Shim {
                 self.record.started_at = Some(jiff::Timestamp::now().as_millisecond());
             }
             Life::Stopping { .. } if !matches!(was, Life::Stopping { .. }) => {
-                self.asked = false;
+                self.asks_at = self.now();
                 self.ask();
             }
             Life::Stopping { .. }
