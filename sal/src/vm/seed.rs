@@ -18,6 +18,10 @@ const ENV_FILE: &str = "/etc/rhizome/env";
 /// What every program gets that logs in.
 const ENVIRONMENT: &str = "/etc/environment";
 
+const EVERYWHERE: &str = "::/0";
+/// cloud-init 22.4, which is Debian 12's, takes a prefix of 0 for 64: it is told of two halves.
+const HALVES: [&str; 2] = ["::/1", "8000::/1"];
+
 /// What a guest is told.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Seed {
@@ -122,8 +126,11 @@ impl Seed {
 
 impl SeedNet {
     fn config(&self) -> Value {
-        let routes: Vec<Value> =
-            self.routes.iter().map(|to| json!({ "to": to, "via": self.gateway })).collect();
+        let to = self.routes.iter().flat_map(|to| match to.as_str() {
+            EVERYWHERE => HALVES.to_vec(),
+            to => vec![to],
+        });
+        let routes: Vec<Value> = to.map(|to| json!({ "to": to, "via": self.gateway })).collect();
         json!({
             "version": 2,
             "ethernets": {
@@ -222,6 +229,12 @@ pub(super) mod tests {
         assert_eq!(card["addresses"], json!(["400::5/64"]));
         assert_eq!(card["routes"], json!([{ "to": "400::/7", "via": "400::1" }]));
         assert_eq!(card["mtu"], 1400);
+
+        let mut everywhere = seed().network.unwrap();
+        everywhere.routes = vec!["::/0".into()];
+        let told = everywhere.config()["ethernets"]["net0"]["routes"].clone();
+        let half = |to: &str| json!({ "to": to, "via": "400::1" });
+        assert_eq!(told, json!([half("::/1"), half("8000::/1")]));
     }
 
     #[test]
