@@ -18,6 +18,7 @@ use rhizome_model::api::NetworkView;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Child;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::api::Api;
@@ -34,6 +35,7 @@ const LOOK_AT_FIRST: Duration = Duration::from_millis(100);
 /// It answers at the latest then, or something is wrong.
 const READY_WITHIN: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(5);
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Of what it says, these lines are kept for when it dies, and not more of each.
 const KEPT_LINES: usize = 5;
 const MAX_LINE: usize = 500;
@@ -74,7 +76,7 @@ async fn live(
     stop: &CancellationToken,
 ) -> String {
     let tail = Tail::default();
-    let (mut child, api) = match start(config, &tail) {
+    let (mut child, readers, api) = match start(config, &tail) {
         Ok(started) => started,
         Err(error) => return error.to_string(),
     };
@@ -88,6 +90,10 @@ async fn live(
         Ok(status) => status,
         Err(error) => return format!("mycelium cannot be waited for: {error}"),
     };
+    // Its last words may still be on their way; somebody else may hold the pipes open.
+    for reader in readers {
+        let _ = tokio::time::timeout(LAST_WORDS, reader).await;
+    }
     let tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
     match tail.back() {
         // Who was killed did not say why.
@@ -115,7 +121,7 @@ async fn look(api: Api, alone: bool, publish: &watch::Sender<NetworkView>) {
     }
 }
 
-fn start(config: &MyceliumConfig, tail: &Tail) -> Result<(Child, Api)> {
+fn start(config: &MyceliumConfig, tail: &Tail) -> Result<(Child, Vec<JoinHandle<()>>, Api)> {
     let (api, rpc) = (free_port()?, free_port()?);
     let secret = secret_file(config)?;
     let fd = secret.as_raw_fd();
@@ -141,13 +147,10 @@ fn start(config: &MyceliumConfig, tail: &Tail) -> Result<(Child, Api)> {
         .kill_on_drop(true)
         .spawn()
         .during(format_args!("start {}", config.program.display()))?;
-    if let Some(pipe) = child.stdout.take() {
-        tokio::spawn(say(pipe, tail.clone()));
-    }
-    if let Some(pipe) = child.stderr.take() {
-        tokio::spawn(say(pipe, tail.clone()));
-    }
-    Ok((child, Api { address: api }))
+    let mut readers = Vec::new();
+    readers.extend(child.stdout.take().map(|pipe| tokio::spawn(say(pipe, tail.clone()))));
+    readers.extend(child.stderr.take().map(|pipe| tokio::spawn(say(pipe, tail.clone()))));
+    Ok((child, readers, Api { address: api }))
 }
 
 fn arguments(

@@ -12,15 +12,18 @@
 //! Every change is one transaction, and may be repeated. Tables of others are never looked at.
 
 use std::net::Ipv6Addr;
+use std::time::Duration;
 
 use rhizome_model::{ResourceId, node_prefix, resource_address};
 
-use crate::error::Result;
+use crate::error::{Result, SalError};
 use crate::node::{Mark, NodeConfig};
 use crate::tool::Tool;
 
 use super::link::{self, Mac, line};
 
+const ATTEMPTS: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(2);
 /// Mycelium's own range.
 const OVERLAY: &str = "400::/7";
 
@@ -32,7 +35,7 @@ pub(super) fn up(config: &NodeConfig, mark: &Mark, links: &[(String, ResourceId)
             line(&mut script, format_args!("add element {element}"));
         }
     }
-    nft(script)
+    nft(script).map(drop)
 }
 
 pub(super) fn down(mark: &Mark) -> Result<()> {
@@ -42,7 +45,7 @@ pub(super) fn down(mark: &Mark) -> Result<()> {
         line(&mut script, format_args!("add table {family} {}", mark.name));
         line(&mut script, format_args!("delete table {family} {}", mark.name));
     }
-    nft(script)
+    nft(script).map(drop)
 }
 
 /// Lets a resource send as itself.
@@ -52,7 +55,7 @@ pub(super) fn admit(config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Result
         line(&mut script, format_args!("add element {element}"));
     }
     // Somebody may have flushed everything meanwhile.
-    nft(script).or_else(|_| up(config, mark, &super::linked(mark)?))
+    nft(script).map(drop).or_else(|_| up(config, mark, &super::linked(mark)?))
 }
 
 /// Lets a resource send nothing any more.
@@ -66,7 +69,7 @@ pub(super) fn dismiss(config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Resu
         line(&mut script, format_args!("add element {element}"));
         line(&mut script, format_args!("delete element {element}"));
     }
-    nft(script)
+    nft(script).map(drop)
 }
 
 /// What is not there of it.
@@ -83,10 +86,13 @@ pub(super) fn gap(config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Option<S
     }
     let wanted = rules(table, link::group(mark), config.address);
     let wanted = wanted.lines().filter(|l| l.starts_with("add rule")).count();
-    match Tool::new("nft").args(["-f", "-"]).stdin(script).run() {
+    match nft(script) {
         Ok(shown) if rules_shown(&shown) == wanted => None,
         Ok(_) => Some(format!("rules of the filter {table} are gone")),
-        Err(_) => Some(format!("the filter {table} does not know link {}", elements.link)),
+        Err(error) if is_about(&error, "No such file or directory") => {
+            Some(format!("the filter {table} does not know link {}", elements.link))
+        }
+        Err(error) => Some(format!("the filter {table} cannot be looked at: {error}")),
     }
 }
 
@@ -227,8 +233,23 @@ impl Elements {
     }
 }
 
-fn nft(script: String) -> Result<()> {
-    Tool::new("nft").args(["-f", "-"]).stdin(script).run().map(drop)
+/// Another's transaction interrupts what reads; then it is read again.
+fn nft(script: String) -> Result<String> {
+    const AGAIN: &str = "Interrupted system call";
+    let mut attempt = 1;
+    loop {
+        match Tool::new("nft").args(["-f", "-"]).stdin(script.as_str()).run() {
+            Err(error) if attempt < ATTEMPTS && is_about(&error, AGAIN) => {
+                std::thread::sleep(PAUSE * attempt);
+                attempt += 1;
+            }
+            done => return done,
+        }
+    }
+}
+
+fn is_about(error: &SalError, words: &str) -> bool {
+    error.to_string().contains(words) || error.detail().is_some_and(|d| d.contains(words))
 }
 
 #[cfg(test)]
