@@ -54,7 +54,7 @@ impl Driver {
         }
         // What rests has no network, and gets one when it is started.
         if let Watched::By { pid } = watched {
-            let gaps = net::gaps(&self.node.config, &self.programs.mark, id, *pid);
+            let gaps = net::Port::Veth.gaps(&self.node.config, &self.programs.mark, id, *pid);
             if !gaps.is_empty() {
                 found.push(Found::new(Drift::Network, gaps.join(", ")));
             }
@@ -92,7 +92,7 @@ impl Driver {
                 Ok(found.and_done(Repair::Restored))
             }
             Drift::Network => {
-                net::mend(&self.node.config, &self.programs.mark, id, place.pid())?;
+                net::Port::Veth.mend(&self.node.config, &self.programs.mark, id, place.pid())?;
                 Ok(found.and_done(Repair::Restored))
             }
             Drift::Missing => self.ensured(id, spec, found, Repair::Made),

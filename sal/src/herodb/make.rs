@@ -57,7 +57,7 @@ impl Driver {
                 .during(format_args!("name {}", shown(&place.root)))?;
         }
         store.limit(&place.root, Counted::Own, spec.size)?;
-        net::attach(&self.node.config, &self.programs.mark, id)
+        net::Port::Veth.attach(&self.node.config, &self.programs.mark, id)
     }
 
     /// Starts the engine and waits until it answers.
@@ -142,7 +142,7 @@ impl Driver {
         if runs && let Err(error) = self.tell(id, place, &old.spec, new) {
             tracing::info!(herodb = %id, %error, "is started again for what has changed");
             self.programs.halt(id, Stop::Interrupt)?;
-            net::attach(&self.node.config, &self.programs.mark, id)?;
+            net::Port::Veth.attach(&self.node.config, &self.programs.mark, id)?;
             self.start(id, place, new, Past::default())?;
             driver = engine.words();
         }

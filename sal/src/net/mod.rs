@@ -151,31 +151,6 @@ impl Port {
     }
 }
 
-/// [`Port::attach`] of a container.
-pub(crate) fn attach(config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Result<()> {
-    Port::Veth.attach(config, mark, id)
-}
-
-/// [`Port::gaps`] of a container.
-pub(crate) fn gaps(
-    config: &NodeConfig,
-    mark: &Mark,
-    id: &ResourceId,
-    pid: Option<i32>,
-) -> Vec<String> {
-    Port::Veth.gaps(config, mark, id, pid)
-}
-
-/// [`Port::mend`] of a container.
-pub(crate) fn mend(
-    config: &NodeConfig,
-    mark: &Mark,
-    id: &ResourceId,
-    pid: Option<i32>,
-) -> Result<()> {
-    Port::Veth.mend(config, mark, id, pid)
-}
-
 /// Removes a resource's namespace and links, and what the filter lets through of it; what is not
 /// there is fine.
 pub(crate) fn detach(config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Result<()> {
