@@ -134,12 +134,14 @@ impl<'a> Running<'a> {
         command.args(vm.hypervisor.arguments(number)).current_dir(dir).stdin(Stdio::null());
         let prepare = move || {
             nix::unistd::setsid()?;
+            // What we hold back is ours alone.
+            SigSet::empty().thread_set_mask()?;
             // SAFETY: `events` is open until the program was started.
             let events = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
             fcntl(events, FcntlArg::F_SETFD(FdFlag::empty()))?;
             Ok(())
         };
-        // SAFETY: both are plain system calls and allocate nothing.
+        // SAFETY: all of it are plain system calls that allocate nothing.
         unsafe { command.pre_exec(prepare) };
         let begun = Instant::now();
         let child = command.spawn().during(format_args!("start {}", shown(&program)))?;

@@ -144,6 +144,11 @@ impl Bench {
             .unwrap()
     }
 
+    /// What the start and its hypervisor had to say.
+    pub fn errors(&self) -> String {
+        fs::read_to_string(&self.outputs()[1]).unwrap()
+    }
+
     /// Files, since a hypervisor holds its output open for as long as it lives.
     fn outputs(&self) -> [PathBuf; 2] {
         ["stdout", "stderr"].map(|name| self.folder.path().join(name))
