@@ -57,14 +57,7 @@ pub fn kind_killed_after(
     delete: bool,
     after: Duration,
 ) -> bool {
-    let key: KeyId = world.config.key;
-    let told = json!({
-        "key": key, "address": world.config.address, "state": world.config.state,
-        "images": world.config.image_roots[0], "kind": kind, "id": name, "spec": spec, "delete": delete,
-    });
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "crash::child_process_that_is_killed"])
-        .env(CHILD, told.to_string())
+    let mut child = child(world, kind, name, spec, delete)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .process_group(0)
@@ -75,6 +68,18 @@ pub fn kind_killed_after(
     let _ = child.kill();
     child.wait().unwrap();
     done
+}
+
+/// A process of its own that does one thing.
+pub fn child(world: &World, kind: WorkloadKind, name: &str, spec: &Value, delete: bool) -> Command {
+    let key: KeyId = world.config.key;
+    let told = json!({
+        "key": key, "address": world.config.address, "state": world.config.state,
+        "images": world.config.image_roots[0], "kind": kind, "id": name, "spec": spec, "delete": delete,
+    });
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "crash::child_process_that_is_killed"]).env(CHILD, told.to_string());
+    child
 }
 
 /// That there is one machine and one only, in everything that the system shows.

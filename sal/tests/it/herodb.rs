@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::crash::kind_killed_after;
+use crate::crash::{child, kind_killed_after};
 use crate::world::{World, assert_code, collect, id, names};
 
 const PASSWORD: &str = "correct-horse-battery";
@@ -487,4 +487,83 @@ async fn what_is_taken_from_it_is_put_back() {
     assert_eq!(kept.drifted.len(), 1, "{kept:?}");
     assert!(is_good(&kept.status), "{}", kept.status);
     assert_eq!(Client::with(&kept.status, PASSWORD).ask(&["GET", "a"]), "1");
+}
+
+#[tokio::test]
+async fn one_that_hangs_is_seen_and_one_that_goes_on_is_good_again() {
+    let world = World::new().await;
+    let (id, spec) = (id("1/demo/db"), spec("64MiB"));
+    ensure(&world, &id, &spec).await.unwrap();
+    let pid = engine_pid(&world, &id);
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let hung = status(&world, &id).await;
+    let reason = hung["health"]["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("does not answer: nothing came within 2s"), "{hung}");
+    assert_eq!((&hung["state"], &hung["keys"]), (&json!("running"), &Value::Null));
+    kill(pid, Signal::SIGCONT).unwrap();
+    assert!(is_good(&status(&world, &id).await));
+}
+
+/// A program of this name that says this when it is asked for its version.
+fn pretend(folder: &std::path::Path, says: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    let program = folder.join("herodb");
+    fs::write(&program, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[tokio::test]
+async fn herodb_comes_first_where_it_can_have_a_password() {
+    let world = World::new().await;
+    let (name, spec) = ("1/demo/db", spec("64MiB"));
+    let id = id(name);
+    let folder = tempfile::tempdir().unwrap();
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let make = || {
+        let mut child = child(&world, WorkloadKind::Herodb, name, &spec, false);
+        let done = child.env("PATH", &path).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    };
+    pretend(folder.path(), "herodb 0.1.0");
+    make();
+    let driver = status(&world, &id).await["driver"].clone();
+    assert!(!driver.as_str().unwrap().starts_with("herodb"), "{driver}: it could have no password");
+    databases(&world).delete(&id).await.unwrap();
+
+    // An engine by that name, outside of /usr.
+    let mut which = Command::new("sh");
+    which.args(["-c", "command -v valkey-server || command -v redis-server"]);
+    let engine = which.output().unwrap();
+    let engine = String::from_utf8(engine.stdout).unwrap();
+    fs::remove_file(folder.path().join("herodb")).unwrap();
+    std::os::unix::fs::symlink(engine.trim(), folder.path().join("herodb")).unwrap();
+    make();
+    let made = status(&world, &id).await;
+    assert!(is_good(&made), "{made}");
+    assert!(made["driver"].as_str().unwrap().starts_with("herodb "), "{made}");
+    assert_eq!(Client::with(&made, PASSWORD).ask(&["PING"]), "+PONG");
+    databases(&world).delete(&id).await.unwrap();
+    assert_gone(&world);
+}
+
+#[tokio::test]
+async fn without_an_engine_it_says_what_to_install_and_leaves_nothing() {
+    let world = World::new().await;
+    let child = child(&world, WorkloadKind::Herodb, "1/demo/db", &spec("64MiB"), false);
+    // In a mount namespace of its own there are no engines.
+    let hide = "for p in /usr/bin/redis-server /usr/bin/valkey-server; do \
+                [ ! -e $p ] || mount --bind /dev/null $p; done; exec \"$@\"";
+    let mut hidden = Command::new("unshare");
+    hidden.args(["--mount", "sh", "-ec", hide, "sh"]).arg(child.get_program());
+    hidden.args(child.get_args());
+    for (name, value) in child.get_envs() {
+        hidden.env(name, value.unwrap());
+    }
+    let done = hidden.output().unwrap();
+    let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    assert!(!done.status.success(), "{said}");
+    for part in ["MissingTool", "apt-get install redis-server"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_gone(&world);
 }
