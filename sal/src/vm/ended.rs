@@ -2,6 +2,9 @@
 //!
 //! Cloud Hypervisor writes objects over several lines (its event monitor), QEMU one object per line
 //! (what its QMP socket says). Both are streams of JSON values.
+//!
+//! Cloud Hypervisor writes from a thread of its own, and may be gone before its last event is written:
+//! a guest that powers off can be one of which nothing is told, but its hypervisor's status is 0.
 
 use std::fmt;
 use std::fs::File;

@@ -160,7 +160,7 @@ impl<'a> Running<'a> {
         let heard = Instant::now();
         match self.ask("boot", MAKES, |hypervisor, until| hypervisor.boot(until)) {
             // A guest that is quick has ended before it was said that it runs.
-            Err(_) if self.end().is_some() && ended(dir).is_some() => {}
+            Err(_) if self.end() == Some(End::Status(0)) => {}
             answered => answered?,
         }
         note_boot(dir, made + heard.elapsed())?;
@@ -228,7 +228,7 @@ impl<'a> Running<'a> {
         let until = Instant::now() + within;
         while !echo.answers() {
             if let Some(end) = self.end() {
-                let why = ended(dir).map_or(end, |ended| ended.to_string());
+                let why = ended(dir).map_or(end.to_string(), |ended| ended.to_string());
                 let message = format!("the machine ended before its address answered: {why}");
                 return Err(SalError::new(Code::StartFailed, message));
             }
@@ -247,11 +247,11 @@ impl<'a> Running<'a> {
     }
 
     /// How it ended, if it did. It is left for the shim to take note of.
-    fn end(&self) -> Option<String> {
+    fn end(&self) -> Option<End> {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         match waitid(Id::Pid(self.pid()), flags) {
-            Ok(WaitStatus::Exited(_, code)) => Some(format!("exit status {code}")),
-            Ok(WaitStatus::Signaled(_, signal, _)) => Some(format!("signal {}", signal as i32)),
+            Ok(WaitStatus::Exited(_, code)) => Some(End::Status(code)),
+            Ok(WaitStatus::Signaled(_, signal, _)) => Some(End::Signal(signal as i32)),
             Ok(_) | Err(_) => None,
         }
     }
@@ -264,6 +264,22 @@ impl<'a> Running<'a> {
         // It may have ended by itself just now; it is waited for in any case.
         let _ = self.child.kill();
         self.child.wait().ok()
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Status(i32),
+    Signal(i32),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "exit status {status}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
     }
 }
 

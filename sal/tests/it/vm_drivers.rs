@@ -102,7 +102,12 @@ fn a_guest_that_powers_off_is_noticed(choice: &Choice) {
     let pid = bench.start();
     assert_eq!(bench.reap(pid), WaitStatus::Exited(pid, 0));
     bench.until_printed(GREETING);
-    assert_eq!(bench.verdict(), (0, "the guest powered off".to_owned()));
+    let (status, told) = bench.verdict();
+    assert_eq!(status, 0, "{told}");
+    // Cloud Hypervisor does not always come to tell it.
+    if !(told.is_empty() && choice.driver == Driver::CloudHypervisor) {
+        assert_eq!(told, "the guest powered off");
+    }
 }
 
 /// QEMU ends, and says why; Cloud Hypervisor boots the guest anew.
