@@ -30,7 +30,7 @@ pub fn pvh(text: &str, end: PvhEnd) -> Vec<u8> {
     let text = format!("{text}\n").into_bytes();
     let length = |code: &[u8]| u32::try_from(code.len()).expect("a guest is small");
     // The text's place depends on the length of the code, which is the same for every place.
-    let text_at = BASE + length(&vec![0; CODE_AT]) + length(&code(0, 0, end));
+    let text_at = BASE + length(&[0; CODE_AT]) + length(&code(0, 0, end));
     let mut program = code(text_at, length(&text), end);
     program.extend(text);
 

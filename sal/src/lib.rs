@@ -1,9 +1,10 @@
 //! The system abstraction layer: one module per workload kind and per tool.
 //!
 //! ```text
-//!   runner ──▶ Workload (erased) ──▶ volume::Driver ──▶ btrfs (ioctls)
-//!                                └─▶ machine::Driver ─▶ image, btrfs, net (ip), runtime (runc, crun)
-//!                                                          └─ shim, one tiny process per machine
+//!   runner ──▶ Workload (erased) ─┬▶ volume::Driver ──▶ btrfs (ioctls)
+//!                                 ├▶ herodb::Driver ─┐
+//!                                 └▶ machine::Driver ┼▶ image, btrfs, net (ip, nft), oci | vm
+//!                                                    └▶ program: a shim, one tiny process per program
 //! ```
 //!
 //! - Verbs are ensure and delete; each may be killed between any two steps and done again.

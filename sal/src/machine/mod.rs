@@ -55,10 +55,11 @@ impl crate::workload::Driver for Driver {
     }
 
     fn works_with(node: &Node) -> Option<String> {
-        Some(match Runtime::find(node) {
+        let containers = match Runtime::find(node) {
             Ok(runtime) => format!("{} ({})", runtime.name(), runtime.program().display()),
             Err(error) => error.to_string(),
-        })
+        };
+        Some(format!("{containers}; {}", vm::works_with()))
     }
 
     fn ensure(&self, id: &ResourceId, spec: &MachineSpec) -> Result<(MachineStatus, Done)> {

@@ -75,6 +75,8 @@ async fn up_adopts_what_is_there_and_open_sees_it() {
     let fact = |name| facts.iter().find(|f| f.name == name).unwrap().value.clone();
     assert!(["simple quotas", "quota groups"].contains(&&*fact("quota")));
     assert!(fact("machine").starts_with("runc") || fact("machine").starts_with("crun"));
+    let hypervisors = ["; qemu ", "; cloud-hypervisor "];
+    assert!(hypervisors.iter().any(|h| fact("machine").contains(h)), "{}", fact("machine"));
     assert_eq!(fact("network"), "plain IPv6");
     let capacity = world.sal.capacity().unwrap();
     assert!(capacity.disk > Bytes::mib(800) && capacity.disk < Bytes::gib(1), "{capacity}");

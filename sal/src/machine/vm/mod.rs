@@ -172,6 +172,14 @@ pub(super) fn driver() -> String {
     choose().map(|choice| choice.to_string()).unwrap_or_default()
 }
 
+/// Or why the node has none.
+pub(super) fn works_with() -> String {
+    match choose() {
+        Ok(choice) => format!("{choice} ({})", choice.program.display()),
+        Err(error) => error.to_string(),
+    }
+}
+
 fn choose() -> Result<Choice> {
     vm::choose(&vm::Programs::from_env()?)
 }
