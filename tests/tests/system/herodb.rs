@@ -111,6 +111,10 @@ fn a_container_uses_a_database_whose_password_nobody_sees() {
     eventually("the engine is back", Duration::from_secs(20), || {
         (said(&["-a", password, "GET", "visits"]) == "2").then_some(())
     });
+    eventually("its end is told", Duration::from_secs(10), || {
+        let events = system.plain(&["events", "visits"]).ok().stdout;
+        (events.contains("db") && events.contains("signal 9")).then_some(())
+    });
     let (code, word) = (3, "data_loss");
     let without = system.script("without.rhai", "log(\"nothing\");");
     system.rhizome(&["deploy", &without, "--name", "visits"]).refused(code, word);
@@ -175,6 +179,18 @@ fn a_given_password_changes_in_place() {
     assert!(!said("first-password-of-theirs").contains("PONG"));
     let now = database(&system)["status"].clone();
     assert_eq!(now["started_at"], status["started_at"], "it was not started again");
+
+    system.rhizome(&["resize", "visits/db", "--size", "128MiB"]).ok();
+    let grown = database(&system)["status"].clone();
+    assert_eq!(
+        (&grown["size"], &grown["started_at"]),
+        (&(128 << 20).into(), &status["started_at"])
+    );
+    system.rhizome(&["restart", "visits/db"]).ok();
+    assert_eq!(said("second-password-of-theirs"), "PONG");
+    let run = system.state.join("node-1/run/machines").to_string_lossy().into_owned();
+    let found = files_with("second-password-of-theirs", &[&system.state]);
+    assert!(found.iter().all(|f| f.starts_with(&run)) && !found.is_empty(), "{found:#?}");
 
     let clear = system.script(
         "clear.rhai",
