@@ -21,6 +21,8 @@ pub enum PvhEnd {
     PowerOff,
     /// It halts for ever, whoever presses the power button.
     Halt,
+    /// It says that it panics, to QEMU's device for that; elsewhere it halts.
+    Panic,
     /// It resets the machine, as a kernel does after a panic.
     Reset,
 }
@@ -66,6 +68,8 @@ fn code(text_at: u32, length: u32, end: PvhEnd) -> Vec<u8> {
         }
         // The keyboard controller's reset line: mov al, 0xfe; out 0x64, al
         PvhEnd::Reset => code.extend([0xb0, 0xfe, 0xe6, 0x64]),
+        // mov dx, 0x505; mov al, 1; out dx, al
+        PvhEnd::Panic => code.extend([0x66, 0xba, 0x05, 0x05, 0xb0, 0x01, 0xee]),
         PvhEnd::Halt => {}
     }
     code.extend([0xf4, 0xeb, 0xfd]); // hlt, again and again

@@ -115,6 +115,21 @@ mod tests {
     }
 
     #[test]
+    fn what_grows_too_large_is_begun_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(EVENTS);
+        let length = || path.metadata().unwrap().len();
+        std::fs::write(&path, vec![b' '; MAX_KEPT as usize]).unwrap();
+        trim(folder.path());
+        assert_eq!(length(), MAX_KEPT);
+        std::fs::write(&path, vec![b' '; MAX_KEPT as usize + 1]).unwrap();
+        trim(folder.path());
+        assert_eq!(length(), 0);
+        std::fs::remove_file(&path).unwrap();
+        trim(folder.path());
+    }
+
+    #[test]
     fn qemu_tells_line_by_line_between_its_answers() {
         let shutdown = |reason: &str| {
             format!(

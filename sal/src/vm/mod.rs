@@ -28,7 +28,7 @@ mod seed_disk;
 mod start;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rhizome_model::Code;
@@ -66,6 +66,7 @@ const CALL: Duration = Duration::from_secs(5);
 
 /// A virtual machine that was started in a folder.
 pub struct Vm {
+    dir: PathBuf,
     config: VmConfig,
     hypervisor: Box<dyn Hypervisor>,
 }
@@ -78,7 +79,7 @@ impl Vm {
             SalError::new(Code::NotFound, message)
         })?;
         let hypervisor = hypervisor(dir, &config)?;
-        Ok(Self { config, hypervisor })
+        Ok(Self { dir: dir.to_owned(), config, hypervisor })
     }
 
     pub fn config(&self) -> &VmConfig {
@@ -88,6 +89,7 @@ impl Vm {
     /// How long the hypervisor took to answer. `timed_out` says that it is there and hangs,
     /// `unavailable` that nobody listens.
     pub fn ping(&self) -> Result<Duration> {
+        ended::trim(&self.dir);
         let begin = Instant::now();
         self.done("ping", self.hypervisor.ping(begin + PING))?;
         Ok(begin.elapsed())

@@ -128,6 +128,16 @@ fn a_guest_that_resets_is_noticed(choice: &Choice) {
     }
 }
 
+#[test]
+fn a_guest_that_panics_is_noticed_by_qemu() {
+    with(Wish::QemuTcg, |choice| {
+        let bench = Bench::new(choice, PvhEnd::Panic);
+        let pid = bench.start();
+        bench.reap(pid);
+        assert_eq!(bench.verdict(), (1, "the guest's kernel panicked".to_owned()));
+    });
+}
+
 fn a_hypervisor_that_hangs_is_noticed(choice: &Choice) {
     let bench = Bench::new(choice, PvhEnd::Halt);
     let pid = bench.start();

@@ -3,9 +3,11 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, TcpStream};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::wait::WaitStatus;
+use nix::unistd::Pid;
 use rhizome_guest::{CMDLINE, PvhEnd, linux};
 use rhizome_model::Code;
 use rhizome_sal::vm::{self, Disk, Ended, Ready, Seed, SeedMount, SeedNet, VmState, Wish};
@@ -22,6 +24,11 @@ fn get(address: Ipv6Addr, path: &str) -> String {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.contains(" 200 "), "{path}: {head}");
     body.to_owned()
+}
+
+fn has_open(pid: Pid, path: &Path) -> bool {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    open.into_iter().any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == path))
 }
 
 fn seed(tap: &Tap) -> Seed {
@@ -94,6 +101,7 @@ fn linux_becomes_what_its_seed_says_and_keeps_its_disk() {
     let device = bench.vm().add_disk(&later).unwrap();
     bench.vm().remove_device(&device).unwrap();
     bench.until("the disk is gone", || !bench.vm().info().unwrap().disks.contains(&later.path));
+    bench.until("its image is closed", || !has_open(pid, &later.path));
     assert_code(bench.vm().remove_device(&device), Code::NotFound);
 
     assert!(bench.run("power").status.success());

@@ -22,7 +22,7 @@ use self::client::Client;
 use super::config::{Disk, Net, VmConfig};
 use super::fault::{Answer, Fault, Kind, Refusal};
 use super::hypervisor::{Hypervisor, VmInfo, VmState};
-use super::{API, device_of, ended, text};
+use super::{API, device_of, text};
 
 pub(super) struct CloudHypervisor {
     dir: PathBuf,
@@ -47,10 +47,6 @@ impl CloudHypervisor {
     fn put_json<T: Serialize>(&self, path: &str, body: &T, until: Instant) -> Answer<()> {
         let body = serde_json::to_vec(body).map_err(|e| Fault::Strange(e.to_string()))?;
         self.client.call(&Method::PUT, path, Some(body), until).map(drop)
-    }
-
-    fn read_info(&self, until: Instant) -> Answer<types::Info> {
-        self.get("vm.info", until)
     }
 }
 
@@ -84,8 +80,7 @@ impl Hypervisor for CloudHypervisor {
     }
 
     fn info(&self, until: Instant) -> Answer<VmInfo> {
-        ended::trim(&self.dir);
-        self.read_info(until).map(types::Info::into_info)
+        self.get::<types::Info>("vm.info", until).map(types::Info::into_info)
     }
 
     fn counters(&self, until: Instant) -> Answer<BTreeMap<String, BTreeMap<String, u64>>> {

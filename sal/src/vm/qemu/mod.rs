@@ -19,13 +19,16 @@ use self::qmp::Qmp;
 use super::config::{Accel, Disk, Net, VmConfig};
 use super::fault::{Answer, Fault, Kind, Refusal};
 use super::hypervisor::{Hypervisor, VmInfo, VmState};
-use super::{API, SERIAL, device_of, ended};
+use super::{API, SERIAL, device_of};
 
 /// Ports that are free for disks that come later.
 const SPARE_PORTS: usize = 4;
 const NET: &str = "net0";
-/// The guest lets a device go within this, or later, unseen by us.
-const LETS_GO: Duration = Duration::from_secs(3);
+/// The guest lets a device go within this, or later, unseen by us. Less than a ping waits: QEMU has one
+/// ear.
+const LETS_GO: Duration = Duration::from_secs(1);
+/// What the names of our disks and of their images begin with.
+const DISK: &str = "disk-";
 /// Where the kernel counts what went through a link.
 const LINKS: &str = "/sys/class/net";
 
@@ -172,8 +175,8 @@ impl Hypervisor for Qemu {
     }
 
     fn info(&self, until: Instant) -> Answer<VmInfo> {
-        ended::trim(&self.dir);
         let mut qmp = self.connect(until)?;
+        close_images(&mut qmp)?;
         let status = Self::status(&mut qmp)?;
         let uuid: Uuid = ask(&mut qmp, "query-uuid")?;
         let memory: Memory = ask(&mut qmp, "query-memory-size-summary")?;
@@ -220,13 +223,11 @@ impl Hypervisor for Qemu {
     fn add_disk(&self, disk: &Disk, until: Instant) -> Answer<String> {
         let mut qmp = self.connect(until)?;
         let device = device_of(disk);
-        if devices(&mut qmp)?.contains(&device) {
+        if close_images(&mut qmp)?.contains(&device) {
             let chain = vec![format!("there is a device {device} already")];
             return Err(Fault::Refused(Refusal { kind: Kind::Exists, status: None, chain }));
         }
         let port = free_port(&mut qmp, self.ports())?;
-        // The image of a disk that the guest let go after we had stopped waiting; mostly none.
-        let _ = qmp.execute("blockdev-del", json!({ "node-name": device }));
         plug_disk(&mut qmp, disk, &port)?;
         Ok(device)
     }
@@ -235,11 +236,8 @@ impl Hypervisor for Qemu {
         let mut qmp = self.connect(until)?;
         qmp.execute("device_del", json!({ "id": id }))?;
         let patience = until.min(Instant::now() + LETS_GO);
-        if qmp.hear("DEVICE_DELETED", |data| data["device"] == id, patience)? {
-            // Its image is free now. A device without one is fine, too.
-            let _ = qmp.execute("blockdev-del", json!({ "node-name": id }));
-        }
-        Ok(())
+        qmp.hear("DEVICE_DELETED", |data| data["device"] == id, patience)?;
+        close_images(&mut qmp).map(drop)
     }
 
     fn shutdown(&self, until: Instant) -> Answer<()> {
@@ -279,12 +277,20 @@ fn plug_disk(qmp: &mut Qmp, disk: &Disk, port: &str) -> Answer<()> {
     plugged.map(drop)
 }
 
-/// The devices that have names.
-fn devices(qmp: &mut Qmp) -> Answer<Vec<String>> {
+/// Closes the images of disks that the guest has let go, whenever that was. Answers the devices that
+/// are there.
+fn close_images(qmp: &mut Qmp) -> Answer<Vec<String>> {
     let listed = qmp.execute("qom-list", json!({ "path": "/machine/peripheral" }))?;
     let listed: Vec<Named> =
         serde_json::from_value(listed).map_err(|e| Fault::Strange(format!("qom-list: {e}")))?;
-    Ok(listed.into_iter().map(|named| named.name).collect())
+    let devices: Vec<String> = listed.into_iter().map(|named| named.name).collect();
+    let nodes: Vec<Node> = ask(qmp, "query-named-block-nodes")?;
+    for node in nodes.iter().filter(|node| node.name.starts_with(DISK)) {
+        if !devices.contains(&node.name) {
+            qmp.execute("blockdev-del", json!({ "node-name": node.name }))?;
+        }
+    }
+    Ok(devices)
 }
 
 /// A port without a device.
@@ -393,6 +399,12 @@ impl Stats {
 
 #[derive(Deserialize)]
 struct Named {
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Node {
+    #[serde(rename = "node-name", default)]
     name: String,
 }
 
