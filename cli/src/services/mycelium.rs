@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use rhizome_identity::SigningKey;
+use rhizome_model::Failure;
 use rhizome_model::api::NetworkView;
-use rhizome_model::{Code, Failure};
 use rhizome_sal::{Mycelium, MyceliumConfig, Peers};
 
 use super::state_folder;
@@ -79,20 +79,17 @@ impl MyceliumOptions {
     pub fn decide(&self) -> Result<Network, Failure> {
         let configured = !self.peers.is_empty() || self.alone;
         let program = match &self.mycelium {
-            MyceliumChoice::At(program) => Some(program.clone()),
-            MyceliumChoice::Auto => Mycelium::find(),
             MyceliumChoice::Off => None,
+            MyceliumChoice::At(program) => Some(Mycelium::at(program).map_err(Failure::from)?),
+            MyceliumChoice::Auto if configured => {
+                Some(Mycelium::at("mycelium".as_ref()).map_err(Failure::from)?)
+            }
+            MyceliumChoice::Auto => Mycelium::find(),
         };
         match program {
             Some(program) => {
                 let peers = Peers::parse(&self.peers, self.alone).map_err(Failure::from)?;
                 Ok(Network::Mycelium { program, peers, port: self.port })
-            }
-            None if self.mycelium == MyceliumChoice::Off => Ok(Network::Plain),
-            None if configured => {
-                let message = "Mycelium is configured, and `mycelium` is not on PATH: install it \
-                    (https://github.com/threefoldtech/mycelium), or say where it is with --mycelium PROGRAM";
-                Err(Failure::new(Code::MissingTool, message))
             }
             None => Ok(Network::Plain),
         }
@@ -170,6 +167,8 @@ fn write(file: &Path, view: &NetworkView) {
 
 #[cfg(test)]
 mod tests {
+    use rhizome_model::Code;
+
     use super::*;
 
     fn options(mycelium: &str, peers: &[&str], alone: bool) -> MyceliumOptions {
@@ -182,15 +181,16 @@ mod tests {
         let peer = "tcp://192.0.2.1:9651";
         let code = |o: MyceliumOptions| o.decide().unwrap_err().code;
         assert!(matches!(options("off", &[], false).decide(), Ok(Network::Plain)));
-        assert_eq!(code(options("/usr/bin/mycelium", &[], false)), Code::NoPeers);
-        assert_eq!(code(options("/usr/bin/mycelium", &["rubbish"], false)), Code::InvalidPeer);
-        assert_eq!(code(options("/usr/bin/mycelium", &[peer, ""], false)), Code::InvalidPeer);
-        assert_eq!(code(options("/usr/bin/mycelium", &[peer], true)), Code::InvalidPeer);
+        assert_eq!(code(options("/bin/true", &[], false)), Code::NoPeers);
+        assert_eq!(code(options("/bin/true", &["rubbish"], false)), Code::InvalidPeer);
+        assert_eq!(code(options("/bin/true", &[peer, ""], false)), Code::InvalidPeer);
+        assert_eq!(code(options("/bin/true", &[peer], true)), Code::InvalidPeer);
         assert!(
             matches!(options("off", &[peer], false).decide(), Ok(Network::Plain)),
             "off is off"
         );
-        assert!(options("/usr/bin/mycelium", &[peer], false).decide().is_ok());
-        assert!(options("/usr/bin/mycelium", &[], true).decide().is_ok());
+        assert!(options("/bin/true", &[peer], false).decide().is_ok());
+        assert!(options("/bin/true", &[], true).decide().is_ok());
+        assert_eq!(code(options("/nowhere/mycelium", &[peer], false)), Code::MissingTool);
     }
 }

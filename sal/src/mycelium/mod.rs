@@ -21,8 +21,8 @@ mod state;
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
-use rhizome_model::KeyId;
 use rhizome_model::api::NetworkView;
+use rhizome_model::{Code, KeyId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -68,9 +68,22 @@ pub struct Mycelium {
 }
 
 impl Mycelium {
-    /// The daemon's program, where there is one.
+    /// The daemon's program, where it is on PATH.
     pub fn find() -> Option<PathBuf> {
-        tool::find(PROGRAM.as_ref()).ok()
+        Self::at(PROGRAM.as_ref()).ok()
+    }
+
+    /// The daemon's program, which has to be there.
+    pub fn at(program: &Path) -> std::result::Result<PathBuf, SalError> {
+        tool::find(program.as_os_str()).map_err(|_| {
+            let message = format!(
+                "there is no Mycelium daemon '{}', and Debian has no package of it: put its release \
+                 on PATH (https://github.com/threefoldtech/mycelium/releases), or say where it is \
+                 with --mycelium PROGRAM",
+                program.display()
+            );
+            SalError::new(Code::MissingTool, message)
+        })
     }
 
     /// Starts the daemon, and goes on starting it.
@@ -103,10 +116,10 @@ impl Mycelium {
 
 /// As it calls itself: `mycelium 0.7.10`.
 async fn version(program: &Path) -> Result<String> {
-    let program = program.to_owned();
+    let program = Mycelium::at(program)?;
     let ask = move || Tool::new(&program).arg("--version").run();
     let said = tokio::task::spawn_blocking(ask).await.unwrap_or_else(|e| {
-        Err(SalError::new(rhizome_model::Code::Internal, format!("asking mycelium broke off: {e}")))
+        Err(SalError::new(Code::Internal, format!("asking mycelium broke off: {e}")))
     })?;
     Ok(said.lines().next().unwrap_or(PROGRAM).trim().chars().take(60).collect())
 }

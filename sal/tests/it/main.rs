@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod crash;
+mod daemon;
 mod done;
 mod herodb;
 mod image;
@@ -17,6 +18,7 @@ mod mycelium;
 mod net;
 mod netns;
 mod node;
+mod pair;
 mod snapshots;
 mod tpm;
 mod vm;

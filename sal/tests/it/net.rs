@@ -3,23 +3,17 @@
 
 use std::net::Ipv6Addr;
 
-use rhizome_model::{Drift, ResourceId, gateway_address, resource_address};
-use serde_json::json;
+use rhizome_model::{Drift, ResourceId, gateway_address};
 
 use crate::netns::{
     End, Node, Wire, end_of, frame, ipv4, join, link_local, neighbour, packet, parse_mac, route,
     router, seen, shell, udp,
 };
+use crate::pair::{make, next, payloads_until, reach_each_other};
 use crate::world::{World, id};
 
 const ALL_NODES: End =
     End { mac: [0x33, 0x33, 0, 0, 0, 1], address: Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1) };
-
-async fn make(world: &World, name: &str, script: &str) -> ResourceId {
-    let id = id(name);
-    world.machines.ensure(&id, &world.script(script)).await.unwrap();
-    id
-}
 
 /// Frames from `a` to `b`, and whether `b` is to see them. All links get what goes to a group, also
 /// when the bridge has been deceived about who is where.
@@ -64,10 +58,6 @@ fn frames(a: End, receiver: End) -> Vec<(&'static str, bool, Vec<u8>)> {
         ("a VLAN", false, frame(a.mac, b.mac, 0x8100, &tagged)),
         ("what nobody knows", false, frame(a.mac, b.mac, 0x1234, b"rubbish")),
     ]
-}
-
-pub fn next(address: Ipv6Addr) -> Ipv6Addr {
-    (u128::from(address) ^ 1).into()
 }
 
 /// The names of the frames that arrive.
@@ -190,34 +180,6 @@ fn every_link_leaves_room_for_the_overlay() {
     });
 }
 
-/// A web server, and one who asks it, on different nodes.
-const SERVER: &str = "hostname > /tmp/index.html; dd if=/dev/zero of=/tmp/big bs=1M count=1 2>/dev/null; exec httpd -f -h /tmp";
-
-/// The size of what a machine of one node fetches from an address.
-pub fn fetch(from: &Node, name: &str, address: Ipv6Addr) -> (i64, String) {
-    let (id, script) = (
-        id(name),
-        format!(
-            "for i in 1 2 3 4 5 6 7 8 9; do wget -q -O - 'http://[{address}]/big' | wc -c | grep -v '^0$' && exit 0; sleep 0.3; done; exit 1"
-        ),
-    );
-    from.run(async move |world| world.exec(&id, &script).await)
-}
-
-/// Machines with the same name on both nodes fetch from each other, at addresses known before.
-pub fn reach_each_other(a: &Node, b: &Node) {
-    const WEB: &str = "1/demo/web";
-    let address_on = |node: &Node| node.run(async |w| resource_address(w.config.address, &id(WEB)));
-    let (at_a, at_b) = (address_on(a), address_on(b));
-    for node in [a, b] {
-        node.run(async |world| make(world, WEB, SERVER).await);
-    }
-    assert_eq!(fetch(a, WEB, at_b), (0, "1048576\n".into()));
-    assert_eq!(fetch(b, WEB, at_a), (0, "1048576\n".into()));
-    let status = b.run(async |world| world.status(&id(WEB)).await);
-    assert_eq!(status["address"], json!(at_b.to_string()));
-}
-
 #[test]
 fn machines_of_two_nodes_reach_each_other_and_no_forged_address_gets_across() {
     let (a, b) = (Node::new(), Node::new());
@@ -262,19 +224,4 @@ fn machines_of_two_nodes_reach_each_other_and_no_forged_address_gets_across() {
             world.assert_clean();
         });
     }
-}
-
-/// What arrives over UDP on port 9.
-pub fn payloads_until(wire: &Wire, last: &str) -> Vec<String> {
-    let mut seen = Vec::new();
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    while seen.last().is_none_or(|text| text != last) {
-        assert!(std::time::Instant::now() < deadline, "{last} did not come; seen: {seen:?}");
-        let Some(frame) = wire.next() else { continue };
-        let is_ours = frame.len() > 62 && frame[20] == 17 && frame[56..58] == 9u16.to_be_bytes();
-        if is_ours {
-            seen.push(String::from_utf8_lossy(&frame[62..]).into_owned());
-        }
-    }
-    seen
 }
