@@ -118,7 +118,7 @@ if [ -s "$newest" ] && [ "$(tail -c 1 "$newest" | od -An -tx1)" != " 0a" ]; then
     echo "the log of changes does not end with a whole command: mends it"
     {mend}
 fi
-exec {program} {CONF}/redis.conf $closed
+exec "{program}" {CONF}/redis.conf $closed
 "#
     )
 }

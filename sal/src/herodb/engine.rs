@@ -14,6 +14,8 @@ const KNOWN: [(&str, Option<&str>); 3] = [
     ("valkey-server", Some("valkey-check-aof")),
     ("redis-server", Some("redis-check-aof")),
 ];
+/// Says which one is wanted, by name or path.
+const WISH: &str = "RHIZOME_HERODB";
 /// Saying its version takes no engine longer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Before that an engine has no log of several files, nor all the settings that we give.
@@ -21,7 +23,7 @@ const OLDEST: u32 = 7;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Engine {
-    pub name: &'static str,
+    pub name: String,
     pub version: String,
     pub program: PathBuf,
     pub mender: Option<PathBuf>,
@@ -29,14 +31,14 @@ pub(super) struct Engine {
 
 impl Engine {
     pub fn find() -> Result<Self> {
+        if let Some(wish) = std::env::var_os(WISH).filter(|wish| !wish.is_empty()) {
+            return Self::wished(Path::new(&wish));
+        }
         let mut passed_over = Vec::new();
-        for (name, mender) in KNOWN {
+        for (name, _) in KNOWN {
             let Ok(program) = tool::find(name.as_ref()) else { continue };
-            match version(&program) {
-                Ok(version) => {
-                    let mender = mender.and_then(|m| tool::find(m.as_ref()).ok());
-                    return Ok(Self { name, version, program, mender });
-                }
+            match Self::of(&program) {
+                Ok(engine) => return Ok(engine),
                 Err(why) => passed_over.push(format!("{}: {why}", program.display())),
             }
         }
@@ -44,6 +46,22 @@ impl Engine {
                        redis-server' or 'apt-get install valkey-server'";
         let error = SalError::new(Code::MissingTool, message);
         Err(error.with_detail(passed_over.join("\n")))
+    }
+
+    fn wished(wish: &Path) -> Result<Self> {
+        let program = tool::find(wish.as_os_str())?;
+        Self::of(&program).map_err(|why| {
+            let message = format!("{WISH} asks for {}, which does not fit: {why}", wish.display());
+            SalError::new(Code::MissingTool, message)
+        })
+    }
+
+    fn of(program: &Path) -> std::result::Result<Self, String> {
+        let version = version(program)?;
+        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mender = KNOWN.iter().find(|(known, _)| *known == name).and_then(|(_, mender)| *mender);
+        let mender = mender.and_then(|m| tool::find(m.as_ref()).ok());
+        Ok(Self { name, version, program: program.to_owned(), mender })
     }
 
     /// As a status names it.

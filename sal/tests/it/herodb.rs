@@ -525,6 +525,12 @@ async fn herodb_comes_first_where_it_can_have_a_password() {
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     };
     pretend(folder.path(), "herodb 0.1.0");
+    // Asked for by name, it is not passed over in silence.
+    let mut wishes = child(&world, WorkloadKind::Herodb, name, &spec, false);
+    let done = wishes.env("RHIZOME_HERODB", folder.path().join("herodb")).output().unwrap();
+    let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    assert!(said.contains("RHIZOME_HERODB asks for") && said.contains("MissingTool"), "{said}");
+    assert_gone(&world);
     make();
     let driver = status(&world, &id).await["driver"].clone();
     assert!(!driver.as_str().unwrap().starts_with("herodb"), "{driver}: it could have no password");
