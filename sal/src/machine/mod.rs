@@ -173,17 +173,17 @@ impl Driver {
     fn status(&self, id: &ResourceId, place: &Place) -> Result<MachineStatus> {
         let mut program = self.programs.status(id);
         let spec: Option<MachineSpec> = place.applied();
-        let (driver, disk_used) = match spec.map(|spec| spec.isolation) {
+        let (disk_used, _) = self.node.store.usage(&place.root, Counted::Own)?;
+        let driver = match spec.map(|spec| spec.isolation) {
             Some(Isolation::Vm) => {
                 if program.health == Health::Good && program.pid.is_some() {
-                    program.health =
-                        self.hang(place).map_or(Health::Good, |reason| Health::Failing { reason });
+                    let hang = self.hang(place).map(|reason| Health::Failing { reason });
+                    program.health = hang.unwrap_or(Health::Good);
                 }
-                (vm::driver(), vm::disk_used(place)?)
+                vm::driver()
             }
             Some(Isolation::Container) | None => {
-                let driver = Runtime::find(&self.node).map_or("", |r| r.name());
-                (driver.to_owned(), self.node.store.usage(&place.root, Counted::Own)?.0)
+                Runtime::find(&self.node).map_or("", |r| r.name()).to_owned()
             }
         };
         Ok(MachineStatus {

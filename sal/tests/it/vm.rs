@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::crash::killed_after;
 use crate::keep::{keep, kill_shim, link_of, pairs, run};
 use crate::machine::limit;
-use crate::world::{World, assert_code, id};
+use crate::world::{World, assert_code, id, processes};
 
 /// A file that images are taken from.
 fn put(world: &World, name: &str, bytes: &[u8]) -> String {
@@ -252,6 +252,34 @@ async fn what_cannot_boot_says_why_and_leaves_nothing() {
         if code == Code::StartFailed {
             assert!(error.detail().unwrap().contains("hello from pvh"), "{:?}", error.detail());
         }
+        world.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn a_start_whose_helper_or_hypervisor_is_killed_fails_and_leaves_nothing() {
+    let world = World::new().await;
+    let (vm, mut spec) = (id("1/demo/vm"), tiny(&world, PvhEnd::Halt));
+    // It never answers, so there is time.
+    spec["boot"]["ready"] = json!("address");
+    let run_folder = world.config.state.join("run").to_string_lossy().into_owned();
+    for (victim, says) in [("helper", "did not say why"), ("hypervisor", "signal 9")] {
+        let (machines, of, with) = (world.machines.clone(), vm.clone(), spec.clone());
+        let making = tokio::spawn(async move { machines.ensure(&of, &with).await });
+        let log_file = world.config.state.join("logs/1.demo.vm.log");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !fs::read_to_string(&log_file).unwrap_or_default().contains("hello from pvh") {
+            assert!(Instant::now() < deadline);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let helper = processes(&run_folder).into_iter().find(|p| p.contains("machine-vm start"));
+        let helper = helper.unwrap().split(' ').next().unwrap().to_owned();
+        let children = fs::read_to_string(format!("/proc/{helper}/task/{helper}/children"));
+        let hypervisor = children.unwrap().trim().to_owned();
+        run("kill", &["-9", if victim == "helper" { &helper } else { &hypervisor }]);
+        let error = assert_code(making.await.unwrap(), Code::StartFailed);
+        assert!(error.to_string().contains(says), "{victim}: {error}");
+        assert!(!std::path::Path::new("/proc").join(&hypervisor).exists(), "{victim}");
         world.assert_clean();
     }
 }

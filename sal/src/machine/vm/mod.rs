@@ -14,17 +14,15 @@ mod disks;
 mod payload;
 mod seed;
 
-use std::fs;
-
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rhizome_model::kind::{Boot, Isolation, MachineSpec, Ready};
-use rhizome_model::{Bytes, Code, ResourceId, resource_address};
+use rhizome_model::{Code, ResourceId, resource_address};
 
 pub(super) use self::disks::NewDisk;
 pub(crate) use self::disks::{VOLUME_DISK, size_in};
 use super::Driver;
-use crate::error::{During, Result, SalError};
+use crate::error::{Result, SalError};
 use crate::net::{self, Mac, Port};
 use crate::program::{Call, Place, Program, Stop};
 use crate::sal;
@@ -200,18 +198,6 @@ fn cmdline(given: &str) -> String {
         true => given.to_owned(),
         false => format!("{given} {CONSOLE}").trim_start().to_owned(),
     }
-}
-
-/// What the files of a machine take.
-pub(super) fn disk_used(place: &Place) -> Result<Bytes> {
-    use std::os::unix::fs::MetadataExt;
-    let what = || format!("look at the disks in {}", crate::error::shown(&place.root));
-    let mut used = 0;
-    for entry in fs::read_dir(&place.root).during(what())?.flatten() {
-        // It may be replaced just now.
-        used += entry.metadata().map_or(0, |meta| meta.blocks() * 512);
-    }
-    Ok(Bytes(used))
 }
 
 #[cfg(test)]
