@@ -504,6 +504,28 @@ async fn one_that_hangs_is_seen_and_one_that_goes_on_is_good_again() {
     assert!(is_good(&status(&world, &id).await));
 }
 
+#[tokio::test]
+async fn a_small_one_is_written_over_and_over_and_never_fills_its_volume() {
+    let world = World::new().await;
+    let id = id("1/demo/db");
+    let made = ensure(&world, &id, &spec("32MiB")).await.unwrap().status;
+    // Three times its size goes through its log, which is written anew again and again.
+    let run = Command::new("timeout")
+        .args(["60", "redis-benchmark", "-h", made["address"].as_str().unwrap(), "-p", "6379"])
+        .args(["-a", PASSWORD, "-q", "-t", "set", "-n", "24000", "-r", "1200", "-d", "4000"])
+        .args(["-c", "8", "-P", "32"])
+        .output()
+        .unwrap();
+    let (said, wrong) =
+        (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    let after = status(&world, &id).await;
+    println!("{after}");
+    assert!(run.status.success(), "{said}\n{wrong}\n{after}");
+    assert!(is_good(&after), "{after}");
+    assert_eq!((&after["restarts"], &after["keys"]), (&json!(0), &json!(1200)));
+    assert!(after["used"].as_u64().unwrap() <= 32 << 20, "{after}");
+}
+
 /// A program of this name that says this when it is asked for its version.
 fn pretend(folder: &std::path::Path, says: &str) {
     use std::os::unix::fs::PermissionsExt;
