@@ -20,9 +20,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use rhizome_model::{ResourceId, WorkloadKind, resource_address};
+use rhizome_model::{Code, ResourceId, WorkloadKind, resource_address};
 
-use crate::error::Result;
+use crate::error::{Result, SalError};
 use crate::files;
 use crate::node::{Mark, NodeConfig};
 
@@ -81,17 +81,28 @@ impl Port {
                     std::thread::sleep(PAUSE * attempt);
                     attempt += 1;
                 }
-                done => return done,
+                Err(error) => {
+                    let _ = filter::dismiss(config, mark, id);
+                    return Err(error);
+                }
+                Ok(()) => return Ok(()),
             }
         }
     }
 
     fn make(self, config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Result<()> {
-        match self {
-            Self::Veth => veth::make(config, mark, id)?,
-            Self::Tap => tap::make(mark, id)?,
-        }
-        filter::admit(config, mark, id)
+        // The filter goes by the link's name, whether it is there yet or not: both at a time.
+        std::thread::scope(|scope| {
+            let admitted = scope.spawn(|| filter::admit(config, mark, id));
+            let made = match self {
+                Self::Veth => veth::make(config, mark, id),
+                Self::Tap => tap::make(mark, id),
+            };
+            let admitted = admitted.join().unwrap_or_else(|_| {
+                Err(SalError::new(Code::Internal, "letting a link through the filter broke off"))
+            });
+            made.and(admitted)
+        })
     }
 
     /// What is not there of a resource's network; nothing when all is well. Inside a namespace one
@@ -157,6 +168,11 @@ pub(crate) fn detach(config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Resul
     // First: while there are links, whoever takes this over knows of the rest.
     filter::dismiss(config, mark, id)?;
     unlink(mark, id)
+}
+
+/// Whether there is anything to detach; what the filter knows goes before the rest.
+pub(crate) fn is_attached(mark: &Mark, id: &ResourceId) -> bool {
+    has_link(&mark.link(id)) || Path::new(NETNS).join(mark.netns(id)).exists()
 }
 
 fn unlink(mark: &Mark, id: &ResourceId) -> Result<()> {

@@ -97,7 +97,10 @@ impl Programs {
     pub fn forget(&self, id: &ResourceId) -> Result<()> {
         let place = self.place(id);
         self.halt(id, Stop::Interrupt)?;
-        net::detach(&self.node.config, &self.mark, id)?;
+        // Who has neither folder nor link was never there, or has gone as far as that.
+        if place.dir.exists() || net::is_attached(&self.mark, id) {
+            net::detach(&self.node.config, &self.mark, id)?;
+        }
         files::remove_folder(&place.dir)?;
         place.remove_logs()
     }
