@@ -6,7 +6,8 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rhizome_guest::{CMDLINE, PvhEnd, linux, pvh};
-use rhizome_model::{Action, Code, Drift, Repair, ResourceId};
+use rhizome_model::{Action, Code, Done, Drift, Repair, ResourceId, WorkloadKind};
+use rhizome_sal::Sal;
 use serde_json::{Value, json};
 
 use crate::crash::killed_after;
@@ -98,6 +99,9 @@ async fn a_guest_is_as_declared_keeps_its_disks_and_goes_without_a_trace() {
     assert_eq!(world.machines.ensure(&vm, &spec).await.unwrap().status["pid"], status["pid"]);
     assert_eq!(keep(&*world.machines, &vm, &spec).await, []);
 
+    let process = fs::read_to_string(format!("/proc/{}/status", status["pid"])).unwrap();
+    let rss = process.lines().find(|l| l.starts_with("VmRSS")).unwrap();
+    println!("hypervisor and guest of 192 MiB: {rss}");
     let root = world.root(&vm);
     assert_eq!(&fs::read(root.join("root.raw")).unwrap()[..6], b"rooted", "the image is its disk");
     assert_eq!(fs::metadata(root.join("root.raw")).unwrap().len(), 8 << 20, "and grown");
@@ -197,7 +201,16 @@ async fn a_vm_is_limited_changes_in_place_and_is_killed_when_it_is_deaf() {
     spec["disks"][0]["size"] = json!("8MiB");
     assert_code(world.machines.ensure(&vm, &spec).await, Code::QuotaExceeded);
     assert_eq!(world.status(&vm).await["pid"], changed["pid"], "a refusal changes nothing");
+
+    // The node goes down while it waits to be started again, and comes back with it.
     run("kill", &["-9", &changed["pid"].to_string()]);
+    world.until(&vm, |s| s["next_start_at"].is_i64()).await;
+    world.sal.down().await.unwrap();
+    let sal = Sal::up(world.config.clone()).await.unwrap();
+    spec["disks"][0]["size"] = json!("16MiB");
+    let ensured = sal.workload(WorkloadKind::Machine).ensure(&vm, &spec).await.unwrap();
+    assert_eq!((&ensured.status["state"], ensured.done), (&json!("running"), Done::Restored));
+    run("kill", &["-9", &ensured.status["pid"].to_string()]);
 }
 
 #[tokio::test]
