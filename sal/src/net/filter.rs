@@ -54,8 +54,12 @@ pub(super) fn admit(config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Result
     for element in Elements::of(config, mark, id).list() {
         line(&mut script, format_args!("add element {element}"));
     }
-    // Somebody may have flushed everything meanwhile.
-    nft(script).map(drop).or_else(|_| up(config, mark, &super::linked(mark)?))
+    nft(script).map(drop).or_else(|_| {
+        // Somebody has flushed everything meanwhile. Its link may not be there yet.
+        let mut links = super::linked(mark)?;
+        links.push((mark.link(id), id.clone()));
+        up(config, mark, &links)
+    })
 }
 
 /// Lets a resource send nothing any more.

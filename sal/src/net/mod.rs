@@ -91,7 +91,7 @@ impl Port {
     }
 
     fn make(self, config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Result<()> {
-        // The filter goes by the link's name, whether it is there yet or not: both at a time.
+        // Its names are known before it is there: `nft` and `ip` work at a time.
         std::thread::scope(|scope| {
             let admitted = scope.spawn(|| filter::admit(config, mark, id));
             let made = match self {
@@ -99,7 +99,7 @@ impl Port {
                 Self::Tap => tap::make(mark, id),
             };
             let admitted = admitted.join().unwrap_or_else(|_| {
-                Err(SalError::new(Code::Internal, "letting a link through the filter broke off"))
+                Err(SalError::new(Code::Internal, "admitting a link broke off"))
             });
             made.and(admitted)
         })

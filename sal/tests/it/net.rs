@@ -3,13 +3,13 @@
 
 use std::net::Ipv6Addr;
 
-use rhizome_model::{Drift, ResourceId, gateway_address};
+use rhizome_model::{Drift, ResourceId, gateway_address, resource_address};
 
 use crate::netns::{
     End, Node, Wire, end_of, frame, ipv4, join, link_local, neighbour, packet, parse_mac, route,
     router, seen, shell, udp,
 };
-use crate::pair::{make, next, payloads_until, reach_each_other};
+use crate::pair::{SERVER, fetching, make, next, payloads_until, reach_each_other};
 use crate::world::{World, id};
 
 const ALL_NODES: End =
@@ -177,6 +177,34 @@ fn every_link_leaves_room_for_the_overlay() {
         let kept = world.machines.keep(&a, &world.script("sleep 1000")).await.unwrap();
         assert_eq!(kept.drifted.len(), 1);
         assert_eq!(mtu(link), "1400");
+    });
+}
+
+#[test]
+fn two_nodes_of_one_machine_reach_each_other_and_disturb_nobody() {
+    Node::new().run(async |first| {
+        shell("nft add table bridge others; nft add table inet others");
+        let second = World::new().await;
+        let name = "1/demo/web";
+        for world in [first, &second] {
+            make(world, name, SERVER).await;
+        }
+        for (world, other) in [(first, &second), (&second, first)] {
+            let address = resource_address(other.config.address, &id(name));
+            let (code, size) = world.exec(&id(name), &fetching(address)).await;
+            assert_eq!((code, size.as_str()), (0, "1048576\n"));
+        }
+        second.machines.delete(&id(name)).await.unwrap();
+        second.sal.down().await.unwrap();
+        let mark = first.mark();
+        let mut left: Vec<String> = shell("nft list tables").lines().map(str::to_owned).collect();
+        left.sort();
+        let mut wanted = ["bridge others", "inet others"].map(|t| format!("table {t}")).to_vec();
+        wanted.extend(["bridge", "inet"].map(|family| format!("table {family} {mark}")));
+        wanted.sort();
+        assert_eq!(left, wanted);
+        let spec = first.script(SERVER);
+        assert!(first.machines.keep(&id(name), &spec).await.unwrap().drifted.is_empty());
     });
 }
 

@@ -19,17 +19,19 @@ pub fn next(address: Ipv6Addr) -> Ipv6Addr {
     (u128::from(address) ^ 1).into()
 }
 
-/// A web server, and one who asks it, on different nodes.
-const SERVER: &str = "hostname > /tmp/index.html; dd if=/dev/zero of=/tmp/big bs=1M count=1 2>/dev/null; exec httpd -f -h /tmp";
+/// A web server with a megabyte to give.
+pub const SERVER: &str = "hostname > /tmp/index.html; dd if=/dev/zero of=/tmp/big bs=1M count=1 2>/dev/null; exec httpd -f -h /tmp";
 
-/// The size of what a machine of one node fetches from an address.
-pub fn fetch(from: &Node, name: &str, address: Ipv6Addr) -> (i64, String) {
-    let (id, script) = (
-        id(name),
-        format!(
-            "for i in 1 2 3 4 5 6 7 8 9; do wget -q -O - 'http://[{address}]/big' | wc -c | grep -v '^0$' && exit 0; sleep 0.3; done; exit 1"
-        ),
-    );
+/// Prints the size of what the server at an address gives.
+pub fn fetching(address: Ipv6Addr) -> String {
+    format!(
+        "for i in 1 2 3 4 5 6 7 8 9; do wget -q -O - 'http://[{address}]/big' | wc -c \
+         | grep -v '^0$' && exit 0; sleep 0.3; done; exit 1"
+    )
+}
+
+fn fetch(from: &Node, name: &str, address: Ipv6Addr) -> (i64, String) {
+    let (id, script) = (id(name), fetching(address));
     from.run(async move |world| world.exec(&id, &script).await)
 }
 
