@@ -16,8 +16,8 @@ pub struct Herodb;
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HerodbSpec {
-    /// The most that it can take on disk, for example "1GiB". Data can have a quarter of it: the rest
-    /// is for the log of changes.
+    /// The most that it can take on disk, for example "1GiB". Data can have a quarter of what is above
+    /// 32 MiB: the rest is for the log of changes.
     pub size: Bytes,
     /// Memory of the engine; data can have three quarters of it.
     #[serde(default = "default_memory")]
@@ -83,7 +83,7 @@ fn default_cpu() -> Cpu {
 }
 
 /// With less an engine has no room for its own log beside the smallest data.
-const MIN_SIZE: Bytes = Bytes::mib(32);
+const MIN_SIZE: Bytes = Bytes::mib(64);
 /// With less an engine cannot work.
 const MIN_MEMORY: Bytes = Bytes::mib(32);
 /// Below this a password is guessed by asking.

@@ -22,6 +22,9 @@ pub(super) enum Silence {
     Loading,
     #[error("it does not answer: {0}")]
     Mute(String),
+    /// Something is there, and says nothing.
+    #[error("it does not answer: nothing came within {PATIENCE:?}")]
+    Late,
     /// It does, and says no.
     #[error("it refuses: {0}")]
     Refused(String),
@@ -31,7 +34,7 @@ impl From<std::io::Error> for Silence {
     fn from(error: std::io::Error) -> Self {
         use std::io::ErrorKind::{TimedOut, WouldBlock};
         match error.kind() {
-            TimedOut | WouldBlock => Self::Mute(format!("nothing came within {PATIENCE:?}")),
+            TimedOut | WouldBlock => Self::Late,
             _ => Self::Mute(error.to_string()),
         }
     }

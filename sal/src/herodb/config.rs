@@ -33,8 +33,9 @@ pub(super) const USER: u32 = 65_533;
 /// that rewriting its log takes.
 const DATA_OF_MEMORY: (u64, u64) = (3, 4);
 /// Of its size: at the worst, the log, the log before it and the one that is being written are there
-/// at a time, and the newest grows meanwhile.
+/// at a time, and the newest grows meanwhile, by so much even where there is little data.
 const DATA_OF_SIZE: (u64, u64) = (1, 4);
+const BURST: Bytes = Bytes::mib(32);
 /// A log that is smaller is not worth to be written anew.
 const REWRITE_FROM: u64 = 16;
 
@@ -46,7 +47,8 @@ const OURS: &str = "resetkeys resetchannels -@all +ping +info +config|set +acl|l
 /// The most that data can have.
 pub(super) fn data_memory(spec: &HerodbSpec) -> Bytes {
     let part = |whole: Bytes, (of, parts): (u64, u64)| whole.0 / parts * of;
-    Bytes(part(spec.memory, DATA_OF_MEMORY).min(part(spec.size, DATA_OF_SIZE)))
+    let size = Bytes(spec.size.0.saturating_sub(BURST.0));
+    Bytes(part(spec.memory, DATA_OF_MEMORY).min(part(size, DATA_OF_SIZE)))
 }
 
 /// A password as an engine keeps it.
@@ -198,9 +200,9 @@ mod tests {
     #[test]
     fn data_leaves_room_in_memory_and_on_disk() {
         assert_eq!(data_memory(&spec(256, 1024)), Bytes::mib(192));
-        assert_eq!(data_memory(&spec(256, 64)), Bytes::mib(16));
+        assert_eq!(data_memory(&spec(256, 64)), Bytes::mib(8));
         let conf = redis_conf(&spec(256, 64), "5d3::7".parse().unwrap());
-        for line in ["bind 5d3::7 ::1", "appendfsync always", "maxmemory 16777216"] {
+        for line in ["bind 5d3::7 ::1", "appendfsync always", "maxmemory 8388608"] {
             assert!(conf.lines().any(|l| l == line), "{conf}");
         }
     }

@@ -1,16 +1,22 @@
 //! Keeping a database as it should be: what is seen of it, what of that is wrong, and what to do.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rhizome_model::kind::{HerodbSpec, MachineState};
 use rhizome_model::{Drift, Drifted, Repair, ResourceId};
 
 use super::container::limits;
-use super::{Applied, Driver, hashed};
+use super::{Applied, Driver, Silence, hashed};
 use crate::btrfs::Counted;
 use crate::error::Result;
 use crate::net;
 use crate::oci::Runtime;
-use crate::program::{Place, Watched};
+use crate::program::{Place, Stop, Watched};
 use crate::workload::{Driver as _, Found};
+
+/// An engine that says nothing so many times in a row is started again. One that computes says so
+/// meanwhile.
+const LOOKS: usize = 3;
 
 impl Driver {
     pub(super) fn find_drift(&self, id: &ResourceId, spec: &HerodbSpec) -> Result<Vec<Found>> {
@@ -57,9 +63,19 @@ impl Driver {
             let gaps = net::Port::Veth.gaps(&self.node.config, &self.programs.mark, id, *pid);
             if !gaps.is_empty() {
                 found.push(Found::new(Drift::Network, gaps.join(", ")));
+            } else if self.is_hung(id, place) {
+                return Ok(vec![Found::new(Drift::Hung, "it runs and says nothing")]);
             }
         }
         Ok(found)
+    }
+
+    fn is_hung(&self, id: &ResourceId, place: &Place) -> bool {
+        let is_late = || {
+            self.programs.status(id).state == MachineState::Running
+                && self.ask(id, place).err() == Some(Silence::Late)
+        };
+        (0..LOOKS).all(|_| is_late())
     }
 
     fn is_closed_for_nothing(&self, id: &ResourceId, place: &Place) -> Result<bool> {
@@ -97,7 +113,15 @@ impl Driver {
             }
             Drift::Missing => self.ensured(id, spec, found, Repair::Made),
             Drift::Spec => self.ensured(id, spec, found, Repair::Restored),
-            Drift::Lost | Drift::Ended | Drift::Hung | Drift::Orphan | Drift::Mount => {
+            Drift::Hung => {
+                // It would not hear that it is asked to end. It may have ended just now.
+                if let Some(pid) = place.pid() {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
+                self.programs.halt(id, Stop::Interrupt)?;
+                self.ensured(id, spec, found, Repair::Started)
+            }
+            Drift::Lost | Drift::Ended | Drift::Orphan | Drift::Mount => {
                 self.ensured(id, spec, found, Repair::Started)
             }
         }

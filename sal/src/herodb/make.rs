@@ -111,13 +111,13 @@ impl Driver {
                 // It comes to its end, and its status says that it has not yet.
                 Silence::Loading if begin.elapsed() > LOAD_PATIENCE => return Ok(()),
                 Silence::Loading => {}
-                Silence::Mute(_) | Silence::Refused(_) if begin.elapsed() > ANSWER_PATIENCE => {
+                _ if begin.elapsed() > ANSWER_PATIENCE => {
                     let message =
                         format!("herodb {id} did not answer within {ANSWER_PATIENCE:?}: {silence}");
                     let printed = self.programs.last_lines(id, DETAIL_LINES)?;
                     return Err(SalError::new(Code::TimedOut, message).with_detail(printed));
                 }
-                Silence::Mute(_) | Silence::Refused(_) => {}
+                Silence::Mute(_) | Silence::Late | Silence::Refused(_) => {}
             }
             std::thread::sleep(STEP);
         }

@@ -9,7 +9,8 @@
 //!
 //! - The engine is what the node has ([`engine`]); it runs as a user without any privileges, in a root
 //!   of its own with nothing in it but the node's programs and its data.
-//! - What it has acknowledged is on disk. It refuses writes before its volume is full ([`config`]).
+//! - What it has acknowledged is on disk. It refuses writes before its volume is full ([`config`]); where that
+//!   fills up all the same it ends, and starts again with what was acknowledged.
 //! - Its subvolume gets its name when it is limited and its own. The rest is made anew whenever no
 //!   shim lives, so any step may be the last before a crash.
 //! - Its password is nowhere: what is applied, and what the engine is told, is a hash. We ask it as
@@ -212,7 +213,7 @@ fn health(seen: &Seen) -> Health {
     if seen.memory_used.0 / PERCENT >= seen.memory_most.0 / 100 {
         return failing(format!(
             "it is full, so it refuses writes that do not fit: its data takes {} of {}; remove keys, \
-             or give it more memory (data can have three quarters) and size (a quarter)",
+             or give it more memory (data can have three quarters) and size (a quarter above 32 MiB)",
             seen.memory_used, seen.memory_most
         ));
     }
