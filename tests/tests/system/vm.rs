@@ -63,7 +63,7 @@ fn a_signed_script_boots_a_guest_that_outlives_its_runner_and_goes_without_a_tra
         ),
     );
     let probed = || system.rhizome(&["deploy", &probe, "--name", "probe"]).ok().json();
-    assert_eq!(probed()["outputs"]["said"], "GREETING='hello from version 1'\n");
+    assert_eq!(probed()["outputs"]["said"], "GREETING='hello'\n");
     let log = system.plain(&["logs", "vm/vm"]).ok().stdout;
     assert!(log.contains("guest ready vm"), "{log}");
     let refused = system.plain(&["exec", "vm/vm", "--", "ls"]);
@@ -83,12 +83,17 @@ fn a_signed_script_boots_a_guest_that_outlives_its_runner_and_goes_without_a_tra
     assert!(Path::new("/proc").join(before["pid"].to_string()).exists());
     assert!(get(&address, "/facts").contains("hostname=vm"));
 
-    let again = system.rhizome(&[&["deploy", &script], &params[..]].concat()).ok().json();
-    assert_eq!(again["version"], 2);
+    let deploy = |more: &[&str]| {
+        system.rhizome(&[&["deploy", &script], &params[..], more].concat()).ok().json()
+    };
+    assert_eq!(deploy(&[])["version"], 2);
+    assert_eq!(status(&system)["pid"], before["pid"], "what is so is not touched");
+    // Another environment is another machine on the same disk.
+    deploy(&["--param", "greeting=again"]);
     let after = status(&system);
-    // Its environment says the version, so the second version is another machine on the same disk.
     assert_ne!(after["pid"], before["pid"]);
     assert_eq!(get(&address, "/files/data/kept"), "kept");
+    assert_eq!(get(&address, "/env"), "GREETING='again'\n");
 
     let begin = Instant::now();
     system.rhizome(&["stop", "vm/vm"]).ok();
