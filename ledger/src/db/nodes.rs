@@ -7,8 +7,11 @@ use rhizome_model::{AccountId, FarmId, NodeId};
 
 use super::accounts::key_of;
 use super::conditions::Conditions;
-use super::{Db, DbError, Page, access, audit, column, id_of, last_id, next_id, revisions};
+use super::{Db, DbError, Page, access, audit, column, id_of, last_id, next_id, revisions, rows};
 use crate::time;
+
+/// So many ids are read where counting them would do.
+const FEW: usize = 1000;
 
 #[derive(FromRow)]
 struct NodeRow {
@@ -207,10 +210,12 @@ impl Db {
     ) -> Result<(Vec<Node>, u64), DbError> {
         // Both of one moment.
         let mut tx = self.database.snapshot().await?;
-        let total = count(&mut tx, filter).await?;
-        let nodes = match slice(page, column(total)) {
-            Some(slice) => slice_of(&mut tx, filter, slice).await?,
-            None => Vec::new(),
+        let found = find(&mut tx, filter).await?;
+        let total = found.count();
+        let nodes = match (slice(page, column(total)), found) {
+            (None, _) => Vec::new(),
+            (Some(slice), Found::Ids(ids)) => with_ids(&mut tx, slice.of(ids)).await?,
+            (Some(slice), Found::Count(_)) => slice_of(&mut tx, filter, slice).await?,
         };
         tx.commit().await?;
         Ok((nodes, total))
@@ -221,8 +226,23 @@ impl Db {
     }
 }
 
-/// How many nodes there are of a filter.
-async fn count(tx: &mut Tx, filter: &NodeFilter) -> Result<u64, DbError> {
+/// What came of counting the nodes of a filter.
+enum Found {
+    /// So few that their ids came with it, in ascending order.
+    Ids(Vec<i64>),
+    Count(u64),
+}
+
+impl Found {
+    fn count(&self) -> u64 {
+        match self {
+            Self::Ids(ids) => ids.len() as u64,
+            Self::Count(count) => *count,
+        }
+    }
+}
+
+async fn find(tx: &mut Tx, filter: &NodeFilter) -> Result<Found, DbError> {
     match *filter {
         // Ids have no gaps, and no node is ever removed.
         NodeFilter {
@@ -231,15 +251,32 @@ async fn count(tx: &mut Tx, filter: &NodeFilter) -> Result<u64, DbError> {
             account: None,
             seen_after: None,
             not_seen_after: None,
-        } => last_id(tx, "node").await,
+        } => last_id(tx, "node").await.map(Found::Count),
         // Those that are away are fewer to count.
         NodeFilter { id: None, farm: None, account: None, seen_after, not_seen_after: None } => {
             let away = NodeFilter { not_seen_after: seen_after, ..NodeFilter::default() };
             let all = last_id(&mut *tx, "node").await?;
-            Ok(all.saturating_sub(count_rows(tx, &away).await?))
+            let away = find_away(tx, &away).await?.count();
+            Ok(Found::Count(all.saturating_sub(away)))
         }
-        _ => count_rows(tx, filter).await,
+        NodeFilter { id: None, farm: None, account: None, seen_after: None, .. } => {
+            find_away(tx, filter).await
+        }
+        _ => count_rows(tx, filter).await.map(Found::Count),
     }
+}
+
+/// Of many it stops at once, of few it has all that a page needs: either way the rows are read once.
+async fn find_away(tx: &mut Tx, filter: &NodeFilter) -> Result<Found, DbError> {
+    let conditions = filter.conditions();
+    let sql = format!("SELECT p.node FROM {} LIMIT {}", conditions.from(), FEW + 1);
+    let rows: Vec<(i64,)> = conditions.bound(sql).fetch_all(&mut *tx).await?;
+    if rows.len() > FEW {
+        return count_rows(tx, filter).await.map(Found::Count);
+    }
+    let mut ids: Vec<_> = rows.into_iter().map(|(id,)| id).collect();
+    ids.sort_unstable();
+    Ok(Found::Ids(ids))
 }
 
 async fn count_rows(tx: &mut Tx, filter: &NodeFilter) -> Result<u64, DbError> {
@@ -257,6 +294,16 @@ struct Slice {
     offset: i64,
 }
 
+impl Slice {
+    /// Its part of rows in ascending order.
+    fn of(self, ids: Vec<i64>) -> Vec<i64> {
+        let (offset, limit) = (id_of(self.offset) as usize, id_of(self.limit) as usize);
+        let before =
+            if self.descending { ids.len().saturating_sub(offset + limit) } else { offset };
+        ids.into_iter().skip(before).take(limit).collect()
+    }
+}
+
 fn slice(page: Page, total: i64) -> Option<Slice> {
     let limit = total.saturating_sub(page.offset).min(page.limit);
     if limit <= 0 {
@@ -265,6 +312,19 @@ fn slice(page: Page, total: i64) -> Option<Slice> {
     let behind = total - page.offset - limit;
     let descending = behind < page.offset;
     Some(Slice { descending, limit, offset: if descending { behind } else { page.offset } })
+}
+
+/// What is shown of nodes.
+const SHOWN: &str = "SELECT n.id, n.farm, n.account, n.location, n.hru, n.sru, n.cru, n.mru,
+       n.interfaces, n.secure_boot, n.virtualized, n.serial_number, n.supervisor_url, n.approved,
+       p.last_seen, n.created_at, n.updated_at, a.public_key
+FROM nodes n JOIN presence p ON p.node = n.id JOIN accounts a ON a.id = n.account";
+
+/// The nodes of these ids, which are in ascending order.
+async fn with_ids(tx: &mut Tx, ids: Vec<i64>) -> Result<Vec<Node>, DbError> {
+    let sql = format!("{SHOWN} WHERE n.id IN {{}} ORDER BY n.id");
+    let rows: Vec<NodeRow> = rows::fetch(tx, &sql, ids).await?;
+    rows.into_iter().map(TryInto::try_into).collect()
 }
 
 async fn slice_of(
@@ -276,14 +336,9 @@ async fn slice_of(
     let filter = filter.conditions();
     let (limit, offset) = (filter.next(), filter.next() + 1);
     let sql = format!(
-        "SELECT n.id, n.farm, n.account, n.location, n.hru, n.sru, n.cru, n.mru, n.interfaces,
-                n.secure_boot, n.virtualized, n.serial_number, n.supervisor_url, n.approved,
-                p.last_seen, n.created_at, n.updated_at, a.public_key
-         FROM (SELECT {id} AS id FROM {from} ORDER BY {id} {order}
-               LIMIT ${limit} OFFSET ${offset}) page
-         JOIN nodes n ON n.id = page.id
-         JOIN presence p ON p.node = n.id
-         JOIN accounts a ON a.id = n.account
+        "{SHOWN}
+         JOIN (SELECT {id} AS id FROM {from} ORDER BY {id} {order}
+               LIMIT ${limit} OFFSET ${offset}) page ON n.id = page.id
          ORDER BY n.id",
         id = filter.id,
         from = filter.from(),
@@ -337,6 +392,7 @@ mod tests {
                         let rows = ordered.into_iter().skip(slice.offset as usize);
                         let mut rows: Vec<_> = rows.take(slice.limit as usize).collect();
                         rows.sort_unstable();
+                        assert_eq!(slice.of(all.clone()), rows);
                         rows
                     });
                     assert_eq!(found.unwrap_or_default(), wanted, "{limit} {offset} of {total}");

@@ -238,7 +238,10 @@ impl Ledger {
 
     /// An account of the key with this seed.
     pub async fn account(&self, seed: u8) -> Caller {
-        let key = SigningKey::from_seed([seed; 32]);
+        self.account_of(SigningKey::from_seed([seed; 32])).await
+    }
+
+    pub async fn account_of(&self, key: SigningKey) -> Caller {
         let (status, account) =
             self.send(Method::POST, "/v1/accounts", None, &new_account(&key, now())).await;
         assert_eq!(status, 201, "{account}");
