@@ -1,7 +1,8 @@
 //! Looking through all that redis-server holds of jobs, for what does not fit together.
 //!
-//! For tests, and for whoever doubts. It is many looks, not one: only while nothing moves does it
-//! mean anything. It costs as much as there is.
+//! For tests, and for whoever doubts. It reads key by key: what moves meanwhile, as the upkeep does, can
+//! seem not to fit. So a fault is what is found twice in a row; while many move, it means nothing. It
+//! costs as much as there is.
 
 mod look;
 
@@ -27,6 +28,16 @@ pub struct Audit {
 
 impl Queue {
     pub async fn audit(&self) -> Result<Audit, QueueError> {
+        let first = self.look_through().await?;
+        if first.faults.is_empty() {
+            return Ok(first);
+        }
+        let mut second = self.look_through().await?;
+        second.faults.retain(|fault| first.faults.contains(fault));
+        Ok(second)
+    }
+
+    async fn look_through(&self) -> Result<Audit, QueueError> {
         let look = Look::at(&self.link).await?;
         let mut auditor = Auditor { look: &look, audit: Audit::default() };
         auditor.lanes();

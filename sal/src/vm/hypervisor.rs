@@ -35,8 +35,9 @@ pub enum VmState {
 
 /// Every call is over by its deadline.
 pub(super) trait Hypervisor {
-    /// The arguments; it runs in the machine's folder, with `events` open for its events.
-    fn arguments(&self, events: i32) -> Vec<OsString>;
+    /// Puts what it reads when it starts into the machine's folder, in which it runs, with `events` open
+    /// for its events. Answers its arguments.
+    fn prepare(&self, events: i32) -> Result<Vec<OsString>>;
     fn ping(&self, until: Instant) -> Answer<()>;
     /// Makes the machine, with its disks, and does not let it run.
     fn create(&self, until: Instant) -> Answer<()>;

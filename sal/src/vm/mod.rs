@@ -57,7 +57,8 @@ const ERROR: &str = "runtime.log";
 /// (`took_us`).
 const BOOTED: &str = "booted.json";
 /// What a hypervisor, or its start, leaves in the folder. Cloud Hypervisor locks its socket by a file.
-const LEFT: [&str; 7] = [API, "api.sock.lock", SERIAL, EVENTS, PID, ERROR, BOOTED];
+const LEFT: [&str; 9] =
+    [API, "api.sock.lock", SERIAL, EVENTS, qemu::EVENTS_IN, qemu::EVENTS_OUT, PID, ERROR, BOOTED];
 
 /// A hypervisor is alive when it answers within this.
 const PING: Duration = Duration::from_secs(2);

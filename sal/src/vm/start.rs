@@ -131,7 +131,7 @@ impl<'a> Running<'a> {
         let events = events.during(format_args!("open {}", shown(&path)))?;
         let number = events.as_raw_fd();
         let mut command = tool::command(&program);
-        command.args(vm.hypervisor.arguments(number)).current_dir(dir).stdin(Stdio::null());
+        command.args(vm.hypervisor.prepare(number)?).current_dir(dir).stdin(Stdio::null());
         let prepare = move || {
             nix::unistd::setsid()?;
             // What we hold back is ours alone.

@@ -23,6 +23,7 @@ use super::config::{Disk, Net, VmConfig};
 use super::fault::{Answer, Fault, Kind, Refusal};
 use super::hypervisor::{Hypervisor, VmInfo, VmState};
 use super::{API, device_of, text};
+use crate::error::Result;
 
 pub(super) struct CloudHypervisor {
     dir: PathBuf,
@@ -51,11 +52,10 @@ impl CloudHypervisor {
 }
 
 impl Hypervisor for CloudHypervisor {
-    fn arguments(&self, events: i32) -> Vec<OsString> {
-        let events = format!("fd={events}");
-        ["--api-socket", &format!("path={API}"), "--event-monitor", &events, "--seccomp", "true"]
-            .map(OsString::from)
-            .into()
+    fn prepare(&self, events: i32) -> Result<Vec<OsString>> {
+        let (api, events) = (format!("path={API}"), format!("fd={events}"));
+        let words = ["--api-socket", &api, "--event-monitor", &events, "--seccomp", "true"];
+        Ok(words.map(OsString::from).into())
     }
 
     fn ping(&self, until: Instant) -> Answer<()> {

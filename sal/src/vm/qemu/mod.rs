@@ -3,11 +3,16 @@
 //! The program starts held (`-S`) with an empty machine: processors, memory, kernel, a serial line, and
 //! a row of ports. Disks and network are plugged in over QMP, before the guest runs as well as later:
 //! there is one way, and what is refused is refused in words.
+//!
+//! A client that has just connected hears no events until it has said what it can, and for that time
+//! neither does the log of its line. So they have a line of their own, which nobody connects to: a pipe
+//! whose one end is a file that says what a client says, and whose other is nothing. Its log is kept.
 
 mod qmp;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,11 +24,17 @@ use self::qmp::Qmp;
 use super::config::{Accel, Disk, Net, VmConfig};
 use super::fault::{Answer, Fault, Kind, Refusal};
 use super::hypervisor::{Hypervisor, VmInfo, VmState};
-use super::{API, SERIAL, device_of};
+use super::{API, EVENTS, SERIAL, device_of};
+use crate::error::{During, Result, shown};
+use crate::files;
 
 /// Ports that are free for disks that come later.
 const SPARE_PORTS: usize = 4;
 const NET: &str = "net0";
+/// QEMU makes the names of a pipe's ends of this.
+const EVENTS_LINE: &str = "events";
+pub(super) const EVENTS_IN: &str = "events.in";
+pub(super) const EVENTS_OUT: &str = "events.out";
 /// The guest lets a device go within this, or later, unseen by us. Less than a ping waits: QEMU has one
 /// ear.
 const LETS_GO: Duration = Duration::from_secs(1);
@@ -66,14 +77,14 @@ impl Qemu {
 }
 
 impl Hypervisor for Qemu {
-    fn arguments(&self, _events: i32) -> Vec<OsString> {
+    fn prepare(&self, _events: i32) -> Result<Vec<OsString>> {
+        let says = b"{\"execute\": \"qmp_capabilities\"}\n";
+        files::replace(&self.dir.join(EVENTS_IN), says, false)?;
+        let out = self.dir.join(EVENTS_OUT);
+        symlink("/dev/null", &out).during(format_args!("make {}", shown(&out)))?;
         let config = &self.config;
         // A name is what somebody else chose: a comma would begin an option.
         let name = format!("guest={},debug-threads=on", config.name.replace(',', ",,"));
-        let api = format!(
-            "socket,id=api,path={API},server=on,wait=off,logfile={},logappend=on",
-            super::EVENTS
-        );
         let mut words: Vec<OsString> = [
             "-nodefaults",
             "-no-user-config",
@@ -106,7 +117,11 @@ impl Hypervisor for Qemu {
             "-m",
             &format!("{}k", config.whole_memory() >> 10),
             "-chardev",
-            &api,
+            &format!("pipe,id=events,path={EVENTS_LINE},logfile={EVENTS},logappend=on"),
+            "-mon",
+            "chardev=events,mode=control",
+            "-chardev",
+            &format!("socket,id=api,path={API},server=on,wait=off"),
             "-mon",
             "chardev=api,mode=control",
             "-chardev",
@@ -135,7 +150,7 @@ impl Hypervisor for Qemu {
         if !config.cmdline.is_empty() {
             words.extend(["-append".into(), config.cmdline.clone().into()]);
         }
-        words
+        Ok(words)
     }
 
     fn ping(&self, until: Instant) -> Answer<()> {
