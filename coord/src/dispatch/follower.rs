@@ -1,10 +1,13 @@
 //! Follows one node's events, and looks now and then whether they told everything.
 //!
 //! ```text
-//!   connect after the stored cursor ─▶ batch ─▶ mirror (one transaction) ─▶ batch …
-//!        ▲                                │
-//!        └── back-off ◀── broken          └─▶ every 30 s, after a gap, when a task settled: look
+//!   connect after the stored cursor ─▶ inbox ─▶ batch ─▶ mirror (one transaction) ─▶ batch …
+//!        ▲                                         │
+//!        └── back-off ◀── broken                   └─▶ every 30 s, after a gap, when a task settled: look
 //! ```
+//!
+//! A connection hands over one event at a time, whatever has come: so a task of its own reads it, also
+//! during a transaction, and what piled up meanwhile is the next batch.
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -15,7 +18,9 @@ use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
 use rhizome_model::{Code, DeploymentId, Event, Failure, NodeId};
 use rhizome_service::{clock, random};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::look::{self, Looked, Scope};
 use super::workers::Work;
@@ -71,7 +76,9 @@ async fn session(inner: &Arc<Inner>, node: NodeId, attempt: &mut u32) -> End {
         Ok(stream) => stream,
         Err(failure) => return End::Broken(failure),
     };
-    let mut stream = std::pin::pin!(stream.ready_chunks(BATCH));
+    let (inbox, mut outbox) = mpsc::channel(BATCH);
+    let _reader = AbortOnDropHandle::new(tokio::spawn(read(stream, inbox)));
+    let mut batch = Vec::new();
     if *attempt > 0 {
         tracing::info!(%node, "a node's events are followed again");
     }
@@ -82,9 +89,9 @@ async fn session(inner: &Arc<Inner>, node: NodeId, attempt: &mut u32) -> End {
     loop {
         let (look_at, looking) = (session.look_at, session.look.is_some());
         let step = tokio::select! {
-            batch = stream.next() => match batch {
-                Some(batch) => session.take(batch).await,
-                None => Err(Failure::new(Code::Unavailable, "its supervisor ended the stream")),
+            taken = outbox.recv_many(&mut batch, BATCH) => match taken {
+                0 => Err(Failure::new(Code::Unavailable, "its supervisor ended the stream")),
+                _ => session.take(std::mem::take(&mut batch)).await,
             },
             looked = session.looking() => session.judge(looked).await,
             () = sleep_until(look_at), if !looking => {
@@ -97,6 +104,18 @@ async fn session(inner: &Arc<Inner>, node: NodeId, attempt: &mut u32) -> End {
         }
         if session.idle >= IDLE_LOOKS {
             return End::Idle;
+        }
+    }
+}
+
+async fn read(
+    stream: impl Stream<Item = Result<Item, Failure>> + Send,
+    inbox: mpsc::Sender<Result<Item, Failure>>,
+) {
+    let mut stream = std::pin::pin!(stream);
+    while let Some(item) = stream.next().await {
+        if inbox.send(item).await.is_err() {
+            return;
         }
     }
 }
