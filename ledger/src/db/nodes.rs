@@ -10,9 +10,6 @@ use super::conditions::Conditions;
 use super::{Db, DbError, Page, access, audit, column, id_of, last_id, next_id, revisions, rows};
 use crate::time;
 
-/// So many ids are read where counting them would do.
-const FEW: usize = 1000;
-
 #[derive(FromRow)]
 struct NodeRow {
     id: i64,
@@ -226,9 +223,9 @@ impl Db {
     }
 }
 
-/// What came of counting the nodes of a filter.
+/// The nodes of a filter.
 enum Found {
-    /// So few that their ids came with it, in ascending order.
+    /// In ascending order.
     Ids(Vec<i64>),
     Count(u64),
 }
@@ -256,27 +253,26 @@ async fn find(tx: &mut Tx, filter: &NodeFilter) -> Result<Found, DbError> {
         NodeFilter { id: None, farm: None, account: None, seen_after, not_seen_after: None } => {
             let away = NodeFilter { not_seen_after: seen_after, ..NodeFilter::default() };
             let all = last_id(&mut *tx, "node").await?;
-            let away = find_away(tx, &away).await?.count();
+            let away = count_rows(tx, &away).await?;
             Ok(Found::Count(all.saturating_sub(away)))
         }
         NodeFilter { id: None, farm: None, account: None, seen_after: None, .. } => {
-            find_away(tx, filter).await
+            ids_of(tx, filter).await.map(Found::Ids)
         }
         _ => count_rows(tx, filter).await.map(Found::Count),
     }
 }
 
-/// Of many it stops at once, of few it has all that a page needs: either way the rows are read once.
-async fn find_away(tx: &mut Tx, filter: &NodeFilter) -> Result<Found, DbError> {
-    let conditions = filter.conditions();
-    let sql = format!("SELECT p.node FROM {} LIMIT {}", conditions.from(), FEW + 1);
-    let rows: Vec<(i64,)> = conditions.bound(sql).fetch_all(&mut *tx).await?;
-    if rows.len() > FEW {
-        return count_rows(tx, filter).await.map(Found::Count);
-    }
-    let mut ids: Vec<_> = rows.into_iter().map(|(id,)| id).collect();
+/// All ids of a filter in one value: a row for each would take longer than finding them.
+async fn ids_of(tx: &mut Tx, filter: &NodeFilter) -> Result<Vec<i64>, DbError> {
+    let filter = filter.conditions();
+    let sql = format!("SELECT string_agg(CAST({} AS TEXT), ',') FROM {}", filter.id, filter.from());
+    let (ids,): (Option<String>,) = filter.bound(sql).fetch_one(tx).await?;
+    let ids = ids.unwrap_or_default();
+    let ids = ids.split(',').filter(|id| !id.is_empty()).map(str::parse);
+    let mut ids: Vec<i64> = ids.collect::<Result<_, _>>().map_err(DbError::corrupt)?;
     ids.sort_unstable();
-    Ok(Found::Ids(ids))
+    Ok(ids)
 }
 
 async fn count_rows(tx: &mut Tx, filter: &NodeFilter) -> Result<u64, DbError> {
@@ -352,13 +348,13 @@ async fn slice_of(
 impl NodeFilter {
     /// Which way to the rows is the shortest is said here, as statistics of when nodes were seen are
     /// out of date as soon as a fleet reports: by farm or account if there is one; nodes that are up,
-    /// which are most, in the order of their ids until the page is full; nodes that are away, which
-    /// are few, by reading all rows as they lie. A `+` keeps a store from using statistics or an index.
+    /// which are most, in the order of their ids until the page is full; nodes that are away by reading
+    /// all rows as they lie. A `+` keeps a store from using statistics.
     fn conditions(&self) -> Conditions {
         let of_nodes = self.farm.is_some() || self.account.is_some();
         let (id, tables, seen) = match (of_nodes, self.seen_after, self.not_seen_after) {
             (false, Some(_), None) => ("p.node", "presence p", "+p.last_seen"),
-            (false, _, Some(_)) => ("+p.node", "presence p", "p.last_seen"),
+            (false, _, Some(_)) => ("p.node", "presence p", "p.last_seen"),
             _ => ("n.id", "nodes n", "(SELECT last_seen FROM presence WHERE node = n.id)"),
         };
         let mut conditions = Conditions::new(id, tables);
