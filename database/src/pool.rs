@@ -18,6 +18,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Readers do not block each other; more would only wait for the same processors.
 const MAX_CONNECTIONS: u32 = 8;
 
+/// Pages of SQLite's log (4 KiB each) before they are written where they belong. A page that changes
+/// often is in it many times and is then written once; the tables of a large fleet have more pages than
+/// the usual 1,000.
+const CHECKPOINT_PAGES: &str = "8000";
+
 /// The write lock of PostgreSQL: whoever changes something holds it until the commit, as SQLite has
 /// it by itself. The number is ours, and counts within one database.
 const BEGIN_POSTGRES: &str = "BEGIN; SELECT pg_advisory_xact_lock(7166487021545)";
@@ -65,6 +70,7 @@ impl Database {
                     .foreign_keys(true)
                     .journal_mode(SqliteJournalMode::Wal)
                     .synchronous(SqliteSynchronous::Full)
+                    .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
                     .busy_timeout(PATIENCE);
                 let pool = SqlitePoolOptions::new()
                     .max_connections(MAX_CONNECTIONS)

@@ -158,8 +158,9 @@ impl TryFrom<KnownRow> for Known {
             account: AccountId(id_of(row.account)),
             key: (!row.revoked).then_some(key_of(row.public_key)?),
             last_seen: row.last_seen,
+            // Nothing is earlier than the first report.
+            read: now.is_none().then(Earlier::default),
             history: History { now, ..History::default() },
-            read: None,
             dirty: false,
         })
     }
