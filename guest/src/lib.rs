@@ -10,6 +10,8 @@
 
 mod linux;
 mod pvh;
+mod served;
 
 pub use linux::{CMDLINE, Linux, linux};
 pub use pvh::{PvhEnd, pvh};
+pub use served::get;

@@ -267,7 +267,7 @@ fn parse<D: Driver>(id: &ResourceId, spec: &Value) -> Result<Spec<D>> {
     Ok(spec)
 }
 
-fn to_value<T: serde::Serialize>(value: T) -> Result<Value> {
+pub(crate) fn to_value<T: serde::Serialize>(value: T) -> Result<Value> {
     serde_json::to_value(value)
         .map_err(|e| SalError::new(Code::Internal, format!("write a status as JSON: {e}")))
 }

@@ -5,8 +5,9 @@
 //! ```
 //!
 //! Each runner begins in a control group of its own, which whatever it starts inherits. Ending the
-//! group means: kill until it is empty, then remove it. Only then may the runner's jobs be given to
-//! others. A machine's shim leaves the group before it goes to the background, so machines live on.
+//! group means: kill until it is empty. Only then may the runner's jobs be given to others, and when
+//! they were, the group is removed: one that is there is a runner with which somebody is not done. A
+//! machine's shim leaves the group before it goes to the background, so machines live on.
 //!
 //! Where no group can be made, the runner's process group is killed instead. That misses what made
 //! a process group of its own: sandboxes, which die with their parent anyway.
@@ -63,8 +64,8 @@ impl Groups {
         self.group(runner).is_none_or(|group| members(&group).is_empty())
     }
 
-    /// Kills what is left of a runner and returns when it is gone, however long that takes: until
-    /// then its jobs must not be another's. `pid` is the runner's own, if it is a child of ours.
+    /// Kills what is left of a runner and returns when nothing of it runs, however long that takes:
+    /// until then its jobs must not be another's. `pid` is the runner's own, if it is a child of ours.
     pub async fn end(&self, runner: &str, pid: Option<u32>) {
         let Some(group) = self.group(runner) else {
             if let Some(pid) = pid.and_then(|p| i32::try_from(p).ok()).filter(|p| *p > 1) {
@@ -74,16 +75,12 @@ impl Groups {
             return;
         };
         let (mut pause, mut complained) = (LOOK, Instant::now());
-        while group.exists() {
+        loop {
             let processes = members(&group);
             if processes.is_empty() {
-                remove(&group);
-            } else {
-                kill_all(&group, &processes);
+                return;
             }
-            if !group.exists() {
-                break;
-            }
+            kill_all(&group, &processes);
             if complained.elapsed() > COMPLAIN {
                 complained = Instant::now();
                 tracing::error!(
@@ -92,6 +89,17 @@ impl Groups {
                     "what is left of a runner does not end though it is killed"
                 );
             }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LATE);
+        }
+    }
+
+    /// Removes the group of a runner that has ended.
+    pub async fn remove(&self, runner: &str) {
+        let Some(group) = self.group(runner) else { return };
+        let mut pause = LOOK;
+        while group.exists() && members(&group).is_empty() {
+            remove(&group);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LATE);
         }
@@ -223,6 +231,9 @@ pub(crate) mod tests {
         kill(Pid::from_raw(pids[0]), Signal::SIGSTOP).unwrap();
 
         groups.end("volume-1", child.id()).await;
+        assert!(groups.is_empty("volume-1"));
+        assert_eq!(groups.left_behind(), ["volume-1"], "somebody is still to see to its jobs");
+        groups.remove("volume-1").await;
         assert!(!folder.exists() && groups.is_empty("volume-1"));
         for pid in pids {
             assert!(!alive(pid.unsigned_abs()), "{pid} lives on");

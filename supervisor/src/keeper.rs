@@ -56,6 +56,7 @@ async fn run(shared: &Shared, slot: u64, pool: usize, leave: &CancellationToken)
             let program = shared.pools[pool].command.0.display();
             tracing::error!(runner = %name, %error, "cannot start {program}");
             shared.end(&name).await;
+            shared.give_back(&name).await;
             return;
         }
     };
@@ -65,7 +66,7 @@ async fn run(shared: &Shared, slot: u64, pool: usize, leave: &CancellationToken)
     // While it still counts as running: without a group, its process group is found by its id.
     shared.end(&name).await;
     shared.update(slot, |s| s.running = None);
-    give_back(shared, &name).await;
+    shared.give_back(&name).await;
 }
 
 fn spawn(shared: &Shared, pool: usize, name: &str) -> std::io::Result<Child> {
@@ -116,17 +117,7 @@ pub(crate) async fn bury_left_behind(shared: Arc<Shared>, runner: String) {
         tokio::time::sleep(LOOK).await;
     }
     shared.end(&runner).await;
-    give_back(&shared, &runner).await;
-}
-
-async fn give_back(shared: &Shared, name: &str) {
-    match shared.queue.release_runner(name).await {
-        Ok(0) => {}
-        Ok(jobs) => tracing::info!(runner = %name, jobs, "gave back the jobs of a dead runner"),
-        Err(error) => {
-            tracing::warn!(runner = %name, %error, "its jobs go back when its heartbeat is missed");
-        }
-    }
+    shared.give_back(&runner).await;
 }
 
 fn unique_name(queues: &[String]) -> String {
@@ -151,7 +142,7 @@ mod tests {
     use super::*;
 
     struct Redis {
-        _process: Child,
+        process: Child,
         folder: tempfile::TempDir,
     }
 
@@ -165,7 +156,7 @@ mod tests {
                 .kill_on_drop(true)
                 .spawn()
                 .expect("redis-server is installed");
-            Self { _process: process, folder }
+            Self { process, folder }
         }
 
         async fn queue(&self) -> Queue {
@@ -237,17 +228,15 @@ mod tests {
         assert_eq!(too_many.code, rhizome_model::Code::BadRequest);
     }
 
-    #[tokio::test]
-    async fn what_a_dead_supervisor_left_ends_before_its_jobs_go_back() {
-        let Some((groups, all)) = groups() else {
-            eprintln!("skipped: no control groups can be made here");
-            return;
-        };
-        let redis = Redis::start();
-        let (queue, shutdown) = (redis.queue().await, Shutdown::new());
+    /// A job that a runner of this name holds, and the name's group with a process that ends after so
+    /// long.
+    async fn held(
+        queue: &Queue,
+        groups: &Groups,
+        seconds: &str,
+    ) -> (JobId, Child, impl Sized + use<>) {
         let job = Job::new(JobId([1; 16]), "volume", AccountId(1), Work::Script);
         queue.submit(std::slice::from_ref(&job)).await.unwrap();
-        // A runner that holds it, and a process of its group that has a moment to live.
         let options = RunnerOptions {
             name: "volume-old".into(),
             queues: vec!["volume".into()],
@@ -256,21 +245,71 @@ mod tests {
         let mut old = queue.runner(options).await.unwrap();
         let lease = old.next().await.unwrap();
         let mut command = Command::new("sleep");
-        command.arg("1");
+        command.arg(seconds);
         groups.enclose(&mut command, "volume-old").unwrap();
-        let mut child = command.spawn().unwrap();
+        (job.id, command.spawn().unwrap(), (lease, old))
+    }
 
-        let mut paused = pool();
-        paused.runners = 0;
+    fn idle() -> Vec<Pool> {
+        vec![Pool { runners: 0, ..pool() }]
+    }
+
+    #[tokio::test]
+    async fn what_a_dead_supervisor_left_ends_before_its_jobs_go_back() {
+        let Some((groups, all)) = groups() else {
+            eprintln!("skipped: no control groups can be made here");
+            return;
+        };
+        let redis = Redis::start();
+        let (queue, shutdown) = (redis.queue().await, Shutdown::new());
+        let (job, mut child, _holder) = held(&queue, &groups, "1").await;
         let spool: &Path = redis.folder.path();
-        let _pools = Pools::start(vec![paused], queue.clone(), groups, spool.into(), &shutdown);
-        let state = async || queue.job(job.id).await.unwrap().unwrap().state;
+        let _pools = Pools::start(idle(), queue.clone(), groups, spool.into(), &shutdown);
+        let state = async || queue.job(job).await.unwrap().unwrap().state;
         let begin = Instant::now();
         until("it has gone back", async || state().await == JobState::Queued).await;
         assert!(child.try_wait().unwrap().is_some(), "its process was still there");
         assert!(begin.elapsed() < Duration::from_secs(10), "only its silence told");
         assert!(shutdown.finish(Duration::from_secs(10)).await);
-        drop((lease, old));
+        std::fs::remove_dir(all).unwrap();
+    }
+
+    /// Else its silence would have to tell, which it cannot while redis-server does not stay long
+    /// enough to hear it.
+    #[tokio::test]
+    async fn jobs_of_a_dead_runner_go_back_as_soon_as_redis_server_is_there_whoever_died_meanwhile()
+    {
+        let Some((groups, all)) = groups() else {
+            eprintln!("skipped: no control groups can be made here");
+            return;
+        };
+        let redis = Redis::start();
+        let queue = redis.queue().await;
+        let (job, mut child, _holder) = held(&queue, &groups, "0").await;
+        child.wait().await.unwrap();
+        let pid = Pid::from_raw(redis.process.id().unwrap().cast_signed());
+        let spool: &Path = redis.folder.path();
+        let start = |shutdown: &Shutdown| {
+            let groups = Groups::open(Some(all.clone()));
+            Pools::start(idle(), queue.clone(), groups, spool.into(), shutdown)
+        };
+        let state = async || queue.job(job).await.unwrap().unwrap().state;
+
+        kill(pid, Signal::SIGSTOP).unwrap();
+        let first = Shutdown::new();
+        let _pools = start(&first);
+        // It is about to wait for redis-server, and does so in vain.
+        first.finish(Duration::from_secs(1)).await;
+        assert_eq!(groups.left_behind(), ["volume-old"]);
+
+        let second = Shutdown::new();
+        let _pools = start(&second);
+        kill(pid, Signal::SIGCONT).unwrap();
+        let begin = Instant::now();
+        until("it has gone back", async || state().await == JobState::Queued).await;
+        assert!(begin.elapsed() < Duration::from_secs(10), "only its silence told");
+        until("it is done with", async || groups.left_behind().is_empty()).await;
+        assert!(second.finish(Duration::from_secs(10)).await);
         std::fs::remove_dir(all).unwrap();
     }
 }

@@ -174,21 +174,39 @@ impl Fence for Pools {
     /// A runner that fell silent, be it one of ours that hangs: nothing of it runs when this
     /// answers, and what it could still say of its jobs has been said.
     fn fence<'a>(&'a self, runner: &'a str) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
-        Box::pin(self.0.end(runner))
+        Box::pin(async move {
+            self.0.end(runner).await;
+            self.0.groups.remove(runner).await;
+        })
     }
 }
 
 impl Shared {
-    /// Ends all processes of a runner, then delivers what it left for delivery.
+    /// Ends all processes of a runner, then delivers what it left for delivery, however long
+    /// redis-server is away: a job whose outcome is known must not be done again.
     pub async fn end(&self, runner: &str) {
         let ours = |s: &Slot| s.running.as_ref().filter(|(n, _)| n == runner).map(|(_, pid)| *pid);
         let pid = self.locked().slots.values().find_map(ours);
         self.groups.end(runner, pid).await;
-        match self.queue.deliver_spool(&self.spool, runner).await {
+        match self.queue.patient().deliver_spool(&self.spool, runner).await {
             Ok(0) => {}
             Ok(outcomes) => tracing::info!(runner, outcomes, "delivered for a dead runner"),
             Err(error) => tracing::warn!(runner, %error, "cannot deliver for a dead runner"),
         }
+    }
+
+    /// Gives the jobs of a runner that has ended back, as soon as redis-server is there. Until then its
+    /// group is there: should we die first, the next supervisor goes on.
+    pub async fn give_back(&self, runner: &str) {
+        match self.queue.patient().release_runner(runner).await {
+            Ok(0) => {}
+            Ok(jobs) => tracing::info!(runner, jobs, "gave back the jobs of a dead runner"),
+            Err(error) => {
+                tracing::warn!(runner, %error, "its jobs go back when its heartbeat is missed");
+                return;
+            }
+        }
+        self.groups.remove(runner).await;
     }
 
     pub fn update(&self, slot: u64, change: impl FnOnce(&mut Slot)) {

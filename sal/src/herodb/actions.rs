@@ -6,8 +6,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Applied, Driver};
 use crate::error::{Result, SalError};
-use crate::program::Place;
-use crate::workload::{Sink, no_such_action};
+use crate::program::{Controls, Past, Place, Programs};
+use crate::workload::{Sink, no_such_action, to_value};
 
 pub(super) fn act(
     driver: &Driver,
@@ -22,19 +22,11 @@ pub(super) fn act(
     let applied = applied.filter(|_| driver.node.store.has(&place.root)).ok_or_else(|| {
         SalError::new(Code::NotFound, format!("there is no herodb {id} on this node"))
     })?;
+    let database = Database { driver, id, place, applied };
     match action {
-        Action::Start => start(driver, id, &place, &applied),
-        Action::Stop => {
-            driver.programs.stop(id)?;
-            status(driver, id, &place)
-        }
-        Action::Restart => {
-            if !place.is_restarted_by(by) {
-                driver.programs.stop(id)?;
-                place.note_restart(by)?;
-            }
-            start(driver, id, &place, &applied)
-        }
+        Action::Start => database.start(),
+        Action::Stop => database.stop(),
+        Action::Restart => database.restart(by),
         Action::Logs { tail, follow } => driver.programs.logs(id, *tail, *follow, sink, cancel),
         Action::Exec { .. }
         | Action::Wait
@@ -45,20 +37,35 @@ pub(super) fn act(
     }
 }
 
-fn start(driver: &Driver, id: &ResourceId, place: &Place, applied: &Applied) -> Result<Value> {
-    // A shim that has written an end is about to go.
-    driver.programs.is_settled(id)?;
-    if place.shim().is_none() {
-        driver.check(id, &applied.spec)?;
-        let past = place.past_by_request();
-        driver.make(id, place, &applied.spec)?;
-        driver.start(id, place, &applied.spec, past)?;
-    }
-    status(driver, id, place)
+/// A database that is there.
+struct Database<'a> {
+    driver: &'a Driver,
+    id: &'a ResourceId,
+    place: Place,
+    applied: Applied,
 }
 
-fn status(driver: &Driver, id: &ResourceId, place: &Place) -> Result<Value> {
-    let status = driver.status(id, place)?;
-    serde_json::to_value(status)
-        .map_err(|e| SalError::new(Code::Internal, format!("write a status as JSON: {e}")))
+impl Controls for Database<'_> {
+    fn programs(&self) -> &Programs {
+        &self.driver.programs
+    }
+
+    fn id(&self) -> &ResourceId {
+        self.id
+    }
+
+    fn place(&self) -> &Place {
+        &self.place
+    }
+
+    fn begin(&self, past: Past) -> Result<()> {
+        let Self { driver, id, place, applied } = self;
+        driver.check(id, &applied.spec)?;
+        driver.make(id, place, &applied.spec)?;
+        driver.start(id, place, &applied.spec, past)
+    }
+
+    fn status(&self) -> Result<Value> {
+        to_value(self.driver.status(self.id, &self.place)?)
+    }
 }

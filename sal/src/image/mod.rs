@@ -28,20 +28,74 @@ use crate::node::Node;
 
 const KNOWN: &str = ".known";
 
+/// How an image is kept: by what its names begin with, and how it is filled in. That answers the digest
+/// of its content.
+struct Form {
+    prefix: &'static str,
+    fill: fn(&Node, &str, &Path, &Path) -> Result<String>,
+}
+
+const TREE: Form = Form { prefix: "", fill };
+
 /// The read-only subvolume of an image, imported if need be.
 pub(crate) fn obtain(node: &Node, image: &str) -> Result<PathBuf> {
     let source = resolve(&node.config.image_roots, image)?;
-    let key = key(&source)?;
-    if let Some(found) = known(node, &key) {
-        return Ok(found);
+    TREE.obtain(node, image, &source)
+}
+
+impl Form {
+    fn obtain(&self, node: &Node, image: &str, source: &Path) -> Result<PathBuf> {
+        let key = format!("{}{}", self.prefix, key(source)?);
+        if let Some(found) = self.known(node, &key) {
+            return Ok(found);
+        }
+        let lock = Lock::take(&node.locks().join(format!("image.{key}")))?;
+        let path = match self.known(node, &key) {
+            Some(found) => found,
+            None => self.import(node, image, source, &key)?,
+        };
+        lock.remove()?;
+        Ok(path)
     }
-    let lock = Lock::take(&node.locks().join(format!("image.{key}")))?;
-    let path = match known(node, &key) {
-        Some(found) => found,
-        None => import(node, image, &source, &key)?,
-    };
-    lock.remove()?;
-    Ok(path)
+
+    fn known(&self, node: &Node, key: &str) -> Option<PathBuf> {
+        let digest = fs::read_to_string(node.images().join(KNOWN).join(key)).ok()?;
+        // A power cut can leave an empty note.
+        let digest = Some(digest).filter(|digest| digest.len() == blake3::OUT_LEN * 2)?;
+        Some(self.folder(node, &digest)).filter(|path| node.store.has(path))
+    }
+
+    fn folder(&self, node: &Node, digest: &str) -> PathBuf {
+        node.images().join(format!("{}{digest}", self.prefix))
+    }
+
+    fn import(&self, node: &Node, image: &str, source: &Path, key: &str) -> Result<PathBuf> {
+        let begin = std::time::Instant::now();
+        let new = node.images().join(format!(".new-{key}"));
+        node.store.delete(&new)?;
+        let imported = (self.fill)(node, image, source, &new);
+        if imported.is_err() {
+            // The import's own error is the one to tell.
+            if let Err(error) = node.store.delete(&new) {
+                tracing::warn!(%error, image, "what is left of a refused image stays");
+            }
+        }
+        let digest = imported?;
+        let path = self.folder(node, &digest);
+        if node.store.has(&path) {
+            node.store.delete(&new)?;
+        } else {
+            // All of it is on disk before it has its name.
+            node.store.sync()?;
+            node.store.set_readonly(&new)?;
+            fs::rename(&new, &path).during(format_args!("name the image {}", shown(&path)))?;
+        }
+        files::make_folder(&node.images().join(KNOWN))?;
+        files::replace(&node.images().join(KNOWN).join(key), digest.as_bytes(), false)?;
+        let duration_ms = begin.elapsed().as_millis();
+        tracing::info!(image, digest, duration_ms, "an image is imported");
+        Ok(path)
+    }
 }
 
 /// Removes what imports have left that were killed and never tried again.
@@ -55,17 +109,6 @@ pub(crate) fn sweep(node: &Node) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn known(node: &Node, key: &str) -> Option<PathBuf> {
-    let path = node.images().join(known_digest(node, key)?);
-    node.store.has(&path).then_some(path)
-}
-
-fn known_digest(node: &Node, key: &str) -> Option<String> {
-    let digest = fs::read_to_string(node.images().join(KNOWN).join(key)).ok()?;
-    // A power cut can leave an empty note.
-    (digest.len() == blake3::OUT_LEN * 2).then_some(digest)
 }
 
 /// The file or folder that an image's URL names.
@@ -106,34 +149,6 @@ fn stamp(meta: &fs::Metadata) -> String {
         meta.ctime_nsec(),
         meta.ino()
     )
-}
-
-fn import(node: &Node, image: &str, source: &Path, key: &str) -> Result<PathBuf> {
-    let begin = std::time::Instant::now();
-    let new = node.images().join(format!(".new-{key}"));
-    node.store.delete(&new)?;
-    let imported = fill(node, image, source, &new);
-    if imported.is_err() {
-        // The import's own error is the one to tell.
-        if let Err(error) = node.store.delete(&new) {
-            tracing::warn!(%error, image, "what is left of a refused image stays");
-        }
-    }
-    let digest = imported?;
-    let path = node.images().join(&digest);
-    if node.store.has(&path) {
-        node.store.delete(&new)?;
-    } else {
-        // All of it is on disk before it has its name.
-        node.store.sync()?;
-        node.store.set_readonly(&new)?;
-        fs::rename(&new, &path).during(format_args!("name the image {}", shown(&path)))?;
-    }
-    files::make_folder(&node.images().join(KNOWN))?;
-    files::replace(&node.images().join(KNOWN).join(key), digest.as_bytes(), false)?;
-    let duration_ms = begin.elapsed().as_millis();
-    tracing::info!(image, digest, duration_ms, "an image is imported");
-    Ok(path)
 }
 
 /// Makes the subvolume of an image; answers the digest of its content.

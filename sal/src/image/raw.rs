@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 
 use rhizome_model::Code;
 
-use super::{KNOWN, key, known_digest, resolve, stamp};
+use super::{Form, resolve, stamp};
 use crate::btrfs;
 use crate::error::{During, Result, SalError, shown};
-use crate::files;
-use crate::lock::Lock;
 use crate::node::Node;
 
 const BLOCK: usize = 1 << 20;
 const NAME: &str = "image.raw";
+/// A tar archive of the same name would be another image.
+const RAW: Form = Form { prefix: "raw-", fill };
 
 /// The file of an image, imported if need be. It is not to be written.
 pub(crate) fn obtain_raw(node: &Node, image: &str) -> Result<PathBuf> {
@@ -23,54 +23,7 @@ pub(crate) fn obtain_raw(node: &Node, image: &str) -> Result<PathBuf> {
         let message = format!("image {image}: it is a folder, and a raw image is one file");
         return Err(SalError::new(Code::ImageCorrupt, message));
     }
-    // A tar archive of the same name would be another image.
-    let key = format!("raw-{}", key(&source)?);
-    if let Some(found) = known(node, &key) {
-        return Ok(found);
-    }
-    let lock = Lock::take(&node.locks().join(format!("image.{key}")))?;
-    let path = match known(node, &key) {
-        Some(found) => found,
-        None => import(node, image, &source, &key)?,
-    };
-    lock.remove()?;
-    Ok(path)
-}
-
-fn known(node: &Node, key: &str) -> Option<PathBuf> {
-    let folder = folder_of(node, &known_digest(node, key)?);
-    node.store.has(&folder).then(|| folder.join(NAME))
-}
-
-fn folder_of(node: &Node, digest: &str) -> PathBuf {
-    node.images().join(format!("raw-{digest}"))
-}
-
-fn import(node: &Node, image: &str, source: &Path, key: &str) -> Result<PathBuf> {
-    let begin = std::time::Instant::now();
-    let new = node.images().join(format!(".new-{key}"));
-    node.store.delete(&new)?;
-    let imported = fill(node, image, source, &new);
-    if imported.is_err() {
-        // The import's own error is the one to tell.
-        if let Err(error) = node.store.delete(&new) {
-            tracing::warn!(%error, image, "what is left of a refused image stays");
-        }
-    }
-    let digest = imported?;
-    let path = folder_of(node, &digest);
-    if node.store.has(&path) {
-        node.store.delete(&new)?;
-    } else {
-        // All of it is on disk before it has its name.
-        node.store.sync()?;
-        std::fs::rename(&new, &path).during(format_args!("name the image {}", shown(&path)))?;
-    }
-    files::make_folder(&node.images().join(KNOWN))?;
-    files::replace(&node.images().join(KNOWN).join(key), digest.as_bytes(), false)?;
-    let duration_ms = begin.elapsed().as_millis();
-    tracing::info!(image, digest, duration_ms, "an image is imported");
-    Ok(path.join(NAME))
+    RAW.obtain(node, image, &source).map(|folder| folder.join(NAME))
 }
 
 /// Copies an image, with its holes; answers its digest.

@@ -13,7 +13,7 @@ use super::Driver;
 use super::make::port;
 use crate::error::{Result, SalError};
 use crate::oci::Runtime;
-use crate::program::{Place, Stop, unique};
+use crate::program::{Controls, Past, Place, Programs, Stop, unique};
 use crate::workload::{self, Sink};
 
 /// The variable by which the processes of one command are known.
@@ -22,6 +22,7 @@ const EXEC_MARK: &str = "RHIZOME_EXEC";
 const QUIET_LOOKS: u32 = 5;
 const LOOK: Duration = Duration::from_millis(10);
 const EXEC_PATIENCE: Duration = Duration::from_secs(5);
+
 pub(super) fn act(
     driver: &Driver,
     id: &ResourceId,
@@ -35,23 +36,18 @@ pub(super) fn act(
     let spec = spec.filter(|_| driver.node.store.has(&place.root)).ok_or_else(|| {
         SalError::new(Code::NotFound, format!("there is no machine {id} on this node"))
     })?;
+    let machine = Made { driver, id, place, spec };
     match action {
-        Action::Start => start(driver, id, &place, &spec),
-        Action::Stop => stop(driver, id, &place),
-        Action::Restart => {
-            if !place.is_restarted_by(by) {
-                stop(driver, id, &place)?;
-                place.note_restart(by)?;
-            }
-            start(driver, id, &place, &spec)
-        }
-        Action::Exec { .. } if spec.isolation == Isolation::Vm => Err(SalError::new(
+        Action::Start => machine.start(),
+        Action::Stop => machine.stop(),
+        Action::Restart => machine.restart(by),
+        Action::Exec { .. } if machine.spec.isolation == Isolation::Vm => Err(SalError::new(
             Code::BadRequest,
             format!(
                 "{id} is a virtual machine, in which nothing of ours runs: give it ssh_keys and use ssh, or see its console with 'logs'"
             ),
         )),
-        Action::Exec { command } => exec(driver, id, &place, command, sink, cancel),
+        Action::Exec { command } => exec(driver, id, &machine.place, command, sink, cancel),
         Action::Wait => driver.programs.wait(id, cancel),
         Action::Logs { tail, follow } => driver.programs.logs(id, *tail, *follow, sink, cancel),
         Action::Snapshot { .. }
@@ -61,28 +57,38 @@ pub(super) fn act(
     }
 }
 
-fn start(driver: &Driver, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Result<Value> {
-    // A shim that has written an end is about to go.
-    driver.programs.is_settled(id)?;
-    if place.shim().is_none() {
+/// A machine that is there.
+struct Made<'a> {
+    driver: &'a Driver,
+    id: &'a ResourceId,
+    place: Place,
+    spec: MachineSpec,
+}
+
+impl Controls for Made<'_> {
+    fn programs(&self) -> &Programs {
+        &self.driver.programs
+    }
+
+    fn id(&self) -> &ResourceId {
+        self.id
+    }
+
+    fn place(&self) -> &Place {
+        &self.place
+    }
+
+    fn begin(&self, past: Past) -> Result<()> {
+        let Self { driver, id, place, spec } = self;
         driver.check(id, place, spec)?;
-        let past = place.past_by_request();
         driver.programs.halt(id, Stop::Interrupt)?;
         port(spec).attach(&driver.node.config, &driver.programs.mark, id)?;
-        driver.start(id, place, spec, past)?;
+        driver.start(id, place, spec, past)
     }
-    status(driver, id, place)
-}
 
-fn stop(driver: &Driver, id: &ResourceId, place: &Place) -> Result<Value> {
-    driver.programs.stop(id)?;
-    status(driver, id, place)
-}
-
-fn status(driver: &Driver, id: &ResourceId, place: &Place) -> Result<Value> {
-    let status = driver.status(id, place)?;
-    serde_json::to_value(status)
-        .map_err(|e| SalError::new(Code::Internal, format!("write a status as JSON: {e}")))
+    fn status(&self) -> Result<Value> {
+        workload::to_value(self.driver.status(self.id, &self.place)?)
+    }
 }
 
 /// Runs a command inside. When it is cancelled, everything that the command started ends too.

@@ -13,6 +13,7 @@
 //!
 //! Must not know: images, containers, machines.
 
+mod controls;
 mod life;
 mod log;
 mod look;
@@ -39,6 +40,7 @@ use crate::node::{Mark, NEW, Node};
 use crate::workload::Notice;
 use crate::{files, net};
 
+pub(crate) use self::controls::Controls;
 pub(crate) use self::life::{Past, Stop};
 pub(crate) use self::look::Watched;
 pub(crate) use self::orders::{Call, Program};

@@ -20,6 +20,7 @@ use super::Driver;
 use crate::btrfs::{self, Counted};
 use crate::error::{During, Result, SalError, shown};
 use crate::node::NEW;
+use crate::workload::to_value;
 use crate::{files, machine};
 
 /// Each of them is one more that every write into shared extents has to look at.
@@ -109,8 +110,7 @@ impl Driver {
         // Under this name there is now what was there before.
         store.delete(&new)?;
         let status = crate::workload::Driver::observe(self, id)?;
-        serde_json::to_value(status)
-            .map_err(|e| SalError::new(Code::Internal, format!("write a status as JSON: {e}")))
+        to_value(status)
     }
 
     pub(super) fn drop_snapshot(&self, id: &ResourceId, name: &Name) -> Result<Value> {

@@ -6,8 +6,8 @@ use std::net::Ipv6Addr;
 use rhizome_model::{Drift, ResourceId, gateway_address, resource_address};
 
 use crate::netns::{
-    End, Node, Wire, end_of, frame, ipv4, join, link_local, neighbour, packet, parse_mac, route,
-    router, seen, shell, udp,
+    End, Node, Wire, end_of, frame, inside, ipv4, join, link_local, neighbour, packet, parse_mac,
+    route, router, seen, shell, udp,
 };
 use crate::pair::{SERVER, fetching, make, next, payloads_until, reach_each_other};
 use crate::world::{World, id};
@@ -219,10 +219,7 @@ fn machines_of_two_nodes_reach_each_other_and_no_forged_address_gets_across() {
     let into = b.run(async move |world| Wire::inside(world, &web()));
 
     // From inside a machine of the other node, by way of its gateway.
-    let (own, out, gateway) = a.run(async move |world| {
-        let mac = shell(&format!("cat /sys/class/net/{}/address", world.mark()));
-        (end_of(world, &web()), Wire::inside(world, &web()), parse_mac(&mac))
-    });
+    let (own, out, gateway) = a.run(async move |world| inside(world, &web()));
     let routed = End { mac: gateway, ..to };
     let forged = [
         End { address: next(own.address), ..own },

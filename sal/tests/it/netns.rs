@@ -140,6 +140,12 @@ pub fn end_of(world: &World, id: &ResourceId) -> End {
     End { mac: parse_mac(&mac), address: resource_address(world.config.address, id) }
 }
 
+/// What somebody inside a machine has: its own end, a socket on its link, and where its gateway is.
+pub fn inside(world: &World, id: &ResourceId) -> (End, Wire, [u8; 6]) {
+    let mac = shell(&format!("cat /sys/class/net/{}/address", world.mark()));
+    (end_of(world, id), Wire::inside(world, id), parse_mac(&mac))
+}
+
 pub fn parse_mac(text: &str) -> [u8; 6] {
     let bytes: Vec<_> =
         text.trim().split(':').map(|b| u8::from_str_radix(b, 16).unwrap()).collect();

@@ -1,8 +1,6 @@
 //! Machines that are virtual machines: under QEMU in software, with guests of our own.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rhizome_guest::{CMDLINE, PvhEnd, linux, pvh};
@@ -29,22 +27,7 @@ fn tiny(world: &World, end: PvhEnd) -> Value {
 }
 
 fn get(status: &Value, path: &str) -> String {
-    let address = status["address"].as_str().unwrap();
-    // It answers a little before what it serves is there.
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let mut stream = loop {
-        match TcpStream::connect(format!("[{address}]:80")) {
-            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
-            done => break done.unwrap(),
-        }
-    };
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.contains(" 200 "), "{path}: {head}");
-    body.to_owned()
+    rhizome_guest::get(status["address"].as_str().unwrap().parse().unwrap(), path).unwrap()
 }
 
 async fn log(world: &World, id: &ResourceId) -> String {

@@ -1,30 +1,17 @@
 //! Linux under QEMU: it becomes what its NoCloud disk says, and answers on its address.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Ipv6Addr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
-use rhizome_guest::{CMDLINE, PvhEnd, linux};
+use rhizome_guest::{CMDLINE, PvhEnd, get, linux};
 use rhizome_model::Code;
 use rhizome_sal::vm::{self, Disk, Ended, Ready, Seed, SeedMount, SeedNet, VmState, Wish};
 
 use crate::vm_bench::{Bench, Tap, hypervisor};
 use crate::world::assert_code;
-
-fn get(address: Ipv6Addr, path: &str) -> String {
-    let mut stream = TcpStream::connect((address, 80)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.contains(" 200 "), "{path}: {head}");
-    body.to_owned()
-}
 
 fn has_open(pid: Pid, path: &Path) -> bool {
     let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
@@ -78,7 +65,7 @@ fn linux_becomes_what_its_seed_says_and_keeps_its_disk() {
     let pid = bench.start();
     println!("its address answered after {:?}", begin.elapsed());
     bench.until_printed("guest ready web");
-    let facts = get(tap.guest, "/facts");
+    let facts = get(tap.guest, "/facts").unwrap();
     for fact in [
         "hostname=web",
         "instance=i-7",
@@ -89,9 +76,9 @@ fn linux_becomes_what_its_seed_says_and_keeps_its_disk() {
     ] {
         assert!(facts.lines().any(|line| line == fact), "{fact}: {facts}");
     }
-    assert_eq!(get(tap.guest, "/env"), "GREETING='it'\\''s \"so\"'\nLINES='a\nb'\n");
-    get(tap.guest, "/cgi-bin/write?/srv/data/note=kept");
-    assert_eq!(get(tap.guest, "/files/srv-data/note"), "kept");
+    assert_eq!(get(tap.guest, "/env").unwrap(), "GREETING='it'\\''s \"so\"'\nLINES='a\nb'\n");
+    get(tap.guest, "/cgi-bin/write?/srv/data/note=kept").unwrap();
+    assert_eq!(get(tap.guest, "/files/srv-data/note").unwrap(), "kept");
     let counters = bench.vm().counters().unwrap();
     assert!(counters["disk-data"]["write_bytes"] > 0, "{counters:?}");
     assert!(counters["net0"]["tx_bytes"] > 0, "{counters:?}");
@@ -112,7 +99,7 @@ fn linux_becomes_what_its_seed_says_and_keeps_its_disk() {
     let pid = bench.start();
     let ready = || bench.printed().matches("guest ready web").count();
     bench.until("it is ready again", || ready() == 2);
-    assert_eq!(get(tap.guest, "/files/srv-data/note"), "kept");
+    assert_eq!(get(tap.guest, "/files/srv-data/note").unwrap(), "kept");
     assert_eq!(bench.vm().info().unwrap().state, VmState::Running);
     bench.vm().shutdown().unwrap();
     bench.reap(pid);

@@ -22,7 +22,7 @@ use rhizome_model::api::PeerState;
 use rhizome_sal::{Mycelium, Peers};
 
 use daemon::{address, config, until};
-use netns::{End, Node, Wire, end_of, join, packet, parse_mac, shell, udp};
+use netns::{End, Node, Wire, end_of, inside, join, packet, shell, udp};
 use pair::{next, payloads_until, reach_each_other};
 use world::{id, processes};
 
@@ -105,10 +105,7 @@ fn nothing_forged_gets_across(a: &Node, b: &Node) {
     let web = || id("1/demo/web");
     let to = b.run(async move |world| end_of(world, &web()));
     let into = b.run(async move |world| Wire::inside(world, &web()));
-    let (own, out, gateway) = a.run(async move |world| {
-        let mac = shell(&format!("cat /sys/class/net/{}/address", world.mark()));
-        (end_of(world, &web()), Wire::inside(world, &web()), parse_mac(&mac))
-    });
+    let (own, out, gateway) = a.run(async move |world| inside(world, &web()));
     let routed = End { mac: gateway, ..to };
     for from in [next(own.address), to.address, address(0), "400::1".parse().unwrap()] {
         out.send(&packet(End { address: from, ..own }, routed, 17, &udp(9, "forged")));

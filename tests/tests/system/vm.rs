@@ -1,7 +1,5 @@
 //! A virtual machine from a signed script: a Linux guest under QEMU.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,15 +11,9 @@ use serde_json::Value;
 
 use crate::image::busybox;
 
-/// As the node reaches it. Its address answers a little before what it serves is there.
+/// As the node reaches it.
 fn get(address: &str, path: &str) -> String {
-    let connect = || TcpStream::connect(format!("[{address}]:80")).ok();
-    let mut stream = eventually("the guest serves", Duration::from_secs(20), connect);
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+    rhizome_guest::get(address.parse().unwrap(), path).unwrap()
 }
 
 fn status(system: &System) -> Value {
