@@ -16,9 +16,10 @@ use tokio_util::sync::CancellationToken;
 use crate::pools::Shared;
 
 /// Between restarts of a runner that keeps dying.
-const RESTART: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(30));
-/// A runner that lived this long starts again without a pause.
-const HEALTHY: Duration = Duration::from_secs(60);
+const RESTART: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+/// A runner that lived as long as the longest pause is not one that cannot live: it starts again without
+/// one.
+const HEALTHY: Duration = RESTART.cap;
 /// A runner finishes what it has in this time; then it is killed and its jobs go back.
 const STOP: Duration = Duration::from_secs(30);
 /// How soon the end of a runner is noticed that is not our child.

@@ -10,8 +10,9 @@ use rhizome_service::random;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
-const RESTART: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(10));
-const HEALTHY: Duration = Duration::from_secs(30);
+const RESTART: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+/// Who lived as long as the longest pause is not one that cannot live: it starts again without one.
+const HEALTHY: Duration = RESTART.cap;
 
 /// How a process is told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
