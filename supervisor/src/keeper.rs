@@ -17,9 +17,9 @@ use crate::pools::Shared;
 
 /// Between restarts of a runner that keeps dying.
 const RESTART: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
-/// A runner that lived as long as the longest pause is not one that cannot live: it starts again without
-/// one.
-const HEALTHY: Duration = RESTART.cap;
+/// A runner that lived this long is none that dies again and again. One that lived as long as the
+/// longest pause starts again without one.
+const HEALTHY: Duration = Duration::from_secs(60);
 /// A runner finishes what it has in this time; then it is killed and its jobs go back.
 const STOP: Duration = Duration::from_secs(30);
 /// How soon the end of a runner is noticed that is not our child.
@@ -28,7 +28,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Keeps the runner of a slot running until it is told to leave.
 pub(crate) async fn keep(shared: Arc<Shared>, slot: u64, pool: usize, leave: CancellationToken) {
     let queues = shared.pools[pool].queues.join(",");
-    let mut deaths = 0;
+    let (mut deaths, mut early) = (0, 0);
     while !leave.is_cancelled() {
         let started = Instant::now();
         run(&shared, slot, pool, &leave).await;
@@ -37,7 +37,8 @@ pub(crate) async fn keep(shared: Arc<Shared>, slot: u64, pool: usize, leave: Can
         }
         metrics::counter!("rhizome_runner_restarts_total", "queues" => queues.clone()).increment(1);
         deaths = if started.elapsed() > HEALTHY { 1 } else { deaths + 1 };
-        let pause = random::jittered(RESTART, deaths);
+        early = if started.elapsed() > RESTART.cap { 1 } else { early + 1 };
+        let pause = random::jittered(RESTART, early);
         shared.update(slot, |s| {
             s.restarts += 1;
             s.problem = (deaths > 5)
