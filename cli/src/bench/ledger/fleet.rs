@@ -64,20 +64,33 @@ impl Fleet {
         Ok(Self { host: host.to_owned(), members })
     }
 
+    /// The first report of each node, as fast as they are answered: how many per second.
+    pub async fn first_reports_per_s(&self) -> Result<f64, Failure> {
+        self.reports_while(|n| n < self.members.len()).await
+    }
+
     /// Reports as fast as they are answered, node after node: how many per second.
     pub async fn reports_per_s(&self, time: Duration) -> Result<f64, Failure> {
-        let next = AtomicUsize::new(0);
+        let begun = Instant::now();
+        self.reports_while(|_| begun.elapsed() < time).await
+    }
+
+    async fn reports_while(&self, goes_on: impl Fn(usize) -> bool) -> Result<f64, Failure> {
+        let (next, sent) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let begun = Instant::now();
         let lane = async || {
             let mut wire = Wire::connect(&self.host).await?;
-            while begun.elapsed() < time {
+            loop {
                 let n = next.fetch_add(1, Ordering::Relaxed);
+                if !goes_on(n) {
+                    return Ok::<_, Failure>(());
+                }
                 self.members[n % self.members.len()].report(&mut wire).await?;
+                sent.fetch_add(1, Ordering::Relaxed);
             }
-            Ok::<_, Failure>(())
         };
         try_join_all((0..LANES).map(|_| lane())).await?;
-        Ok(next.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64())
+        Ok(sent.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64())
     }
 
     /// Reports at a rate; each one's time from when it should have been sent to its answer, in order
