@@ -9,12 +9,15 @@
 //! The tracking hierarchy is cgroup2 where it is mounted, as on every host of today, be it beside
 //! v1. Ending a machine means: kill both groups until they are empty, then remove them everywhere.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::libc;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{ForkResult, Pid, fork};
 use rhizome_model::{Bytes, Code, Cpu, ResourceId};
 
 use crate::error::{During, Result, SalError, shown};
@@ -26,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const CPU_PERIOD_US: u64 = 100_000;
 /// The kernel takes no less.
 const MIN_QUOTA_US: i64 = 1_000;
+/// Of <linux/sched.h>.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 const SHIMS: &str = "shims";
 const RUNNERS: &str = "runners";
 
@@ -42,6 +47,14 @@ pub(crate) struct Limits {
     pub cpu_quota_us: Option<u64>,
     pub memory: Option<u64>,
     pub pids: Option<u64>,
+}
+
+/// The groups of what no container runtime starts.
+pub(crate) struct Confined {
+    /// Where its processes are found.
+    pub group: PathBuf,
+    /// Those of hierarchies beside that one, which limit it.
+    pub limits: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone)]
@@ -121,28 +134,31 @@ impl Cgroups {
         }
     }
 
-    /// Makes limited groups for what no container runtime makes groups for; answers those that it
-    /// is to join.
-    pub fn confine(&self, id: &ResourceId, cpu: Cpu, memory: Bytes) -> Result<Vec<PathBuf>> {
+    /// Makes limited groups for what no container runtime makes groups for.
+    pub fn confine(&self, id: &ResourceId, cpu: Cpu, memory: Bytes) -> Result<Confined> {
         let memory = memory.0.to_string();
-        let mut joins = Vec::new();
+        let mut groups = Vec::new();
         for root in &self.roots {
-            files::make_folder(&root.join(&self.parent))?;
+            let parent = root.join(&self.parent);
+            files::make_folder(&parent)?;
             self.hand_down(root);
-            let group = root.join(&self.parent).join(id.file_name());
-            files::make_folder(&group)?;
-            let limited = limit_cpu(&group, cpu)?
-                | set(&group, "memory.limit_in_bytes", &memory)?
-                | set(&group, "memory.memsw.limit_in_bytes", &memory)?
-                | set(&group, "memory.max", &memory)?
-                | set(&group, "memory.swap.max", "0")?;
-            if limited || root == &self.roots[0] {
-                joins.push(group);
-            } else {
-                remove_tree(&group);
+            let limits = ["cpu.cfs_quota_us", "memory.limit_in_bytes"];
+            let is_of_use = limits.iter().any(|file| parent.join(file).exists());
+            if !is_of_use && !groups.is_empty() {
+                continue;
             }
+            let group = parent.join(id.file_name());
+            files::make_folder(&group)?;
+            limit_cpu(&group, cpu)?;
+            set(&group, "memory.limit_in_bytes", &memory)?;
+            set(&group, "memory.memsw.limit_in_bytes", &memory)?;
+            set(&group, "memory.max", &memory)?;
+            set(&group, "memory.swap.max", "0")?;
+            groups.push(group);
         }
-        Ok(joins)
+        let limits = groups.split_off(1.min(groups.len()));
+        // `detect` lets no empty list of hierarchies through.
+        Ok(Confined { group: groups.pop().unwrap_or_default(), limits })
     }
 
     /// Gives what runs in the groups of [`Self::confine`] other limits.
@@ -221,22 +237,58 @@ impl Cgroups {
     }
 }
 
-/// Whether the controller is on this hierarchy.
-fn limit_cpu(group: &Path, cpu: Cpu) -> Result<bool> {
-    let quota = cpu_quota_us(cpu);
-    Ok(set(group, "cpu.cfs_period_us", &CPU_PERIOD_US.to_string())?
-        | set(group, "cpu.cfs_quota_us", &quota.to_string())?
-        | set(group, "cpu.max", &format!("{quota} {CPU_PERIOD_US}"))?)
+/// Puts a process into a group.
+pub(crate) fn put(pid: u32, group: &Path) -> Result<()> {
+    fs::write(group.join("cgroup.procs"), pid.to_string())
+        .during(format_args!("put a process into the control group {}", shown(group)))
 }
 
-/// Writes a file of a group; says whether there is one.
-fn set(group: &Path, file: &str, value: &str) -> Result<bool> {
+/// As fork(2), with the child in a control group from its first instruction on. To put a process into
+/// one that it was not born in takes a kernel ten or twenty milliseconds, in which it makes no group
+/// either: that is left to where the kernel knows no other way (no cgroup2, or Linux before 5.7).
+///
+/// # Safety
+/// As for fork(2): the process must have one thread.
+pub(crate) unsafe fn fork_into(group: &Path) -> Result<ForkResult> {
+    let start = format!("start a process in the control group {}", shown(group));
+    let folder = File::open(group).during(&start)?;
+    // SAFETY: all of it are numbers, and may be zero.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = CLONE_INTO_CGROUP;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.cgroup = folder.as_raw_fd() as u64;
+    // SAFETY: without a stack of its own the child goes on on the copy of this one.
+    let born = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) };
+    let born = match Errno::result(born) {
+        Ok(0) => return Ok(ForkResult::Child),
+        Ok(pid) => i32::try_from(pid).map_err(std::io::Error::other),
+        Err(Errno::ENOSYS | Errno::E2BIG | Errno::EINVAL | Errno::EBADF) => {
+            // SAFETY: as our caller says.
+            let forked = unsafe { fork() }.during(&start)?;
+            if forked.is_child() {
+                put(std::process::id(), group)?;
+            }
+            return Ok(forked);
+        }
+        Err(error) => Err(error.into()),
+    };
+    Ok(ForkResult::Parent { child: Pid::from_raw(born.during(&start)?) })
+}
+
+fn limit_cpu(group: &Path, cpu: Cpu) -> Result<()> {
+    let quota = cpu_quota_us(cpu);
+    set(group, "cpu.cfs_period_us", &CPU_PERIOD_US.to_string())?;
+    set(group, "cpu.cfs_quota_us", &quota.to_string())?;
+    set(group, "cpu.max", &format!("{quota} {CPU_PERIOD_US}"))
+}
+
+/// Writes a file of a group, if it has one: not every hierarchy has every controller.
+fn set(group: &Path, file: &str, value: &str) -> Result<()> {
     let file = group.join(file);
     if !file.exists() {
-        return Ok(false);
+        return Ok(());
     }
-    fs::write(&file, value).during(format_args!("write {value} to {}", shown(&file)))?;
-    Ok(true)
+    fs::write(&file, value).during(format_args!("write {value} to {}", shown(&file)))
 }
 
 pub(crate) fn cpu_quota_us(cpu: Cpu) -> i64 {
@@ -325,6 +377,32 @@ fn remove_tree(group: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Born in every hierarchy of this machine: where the kernel makes it so, and where not.
+    #[test]
+    fn a_child_is_born_in_its_group() {
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let (roots, _) = parse_mounts(&mounts, |_| false).unwrap();
+        for root in roots.iter().filter(|root| !root.ends_with("cpuset")) {
+            let group = root.join(format!("rhizome-born-{}", std::process::id()));
+            fs::create_dir(&group).unwrap();
+            // SAFETY: the test process does nothing else meanwhile, and the child ends by `_exit`.
+            match unsafe { fork_into(&group) }.unwrap() {
+                ForkResult::Child => {
+                    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+                    let is_there = own.contains("/rhizome-born-");
+                    // SAFETY: ends this process without running anything of the test's.
+                    unsafe { libc::_exit(i32::from(!is_there)) };
+                }
+                ForkResult::Parent { child } => {
+                    let status = nix::sys::wait::waitpid(child, None).unwrap();
+                    fs::remove_dir(&group).unwrap();
+                    let well = nix::sys::wait::WaitStatus::Exited(child, 0);
+                    assert_eq!(status, well, "{}", root.display());
+                }
+            }
+        }
+    }
 
     const HYBRID: &str = "\
 24 1 0:1 / /sys/fs/cgroup rw - tmpfs tmpfs rw

@@ -43,6 +43,12 @@ pub(crate) struct Tool {
     cancel: CancellationToken,
 }
 
+/// A tool that runs and waits for its input. Dropped, it is killed.
+pub(crate) struct Begun {
+    tool: Tool,
+    child: Child,
+}
+
 /// How a tool that was let run to its end has ended.
 pub(crate) struct Ended {
     pub status: ExitStatus,
@@ -95,15 +101,17 @@ impl Tool {
 
     /// Runs it; any end but exit status 0 is an error. Answers what it printed.
     pub fn run(self) -> Result<String> {
-        let line = self.line();
-        let ended = self.stream(&mut |_| true)?;
-        if ended.status.success() { Ok(ended.stdout.text()) } else { Err(ended.error(&line)) }
+        self.begin()?.run()
     }
 
     /// Runs it to its end, whatever that is, and hands over what it prints; when `sink` says no, it
     /// is killed.
     pub fn stream(self, sink: &mut dyn FnMut(Chunk) -> bool) -> Result<Ended> {
-        let line = self.line();
+        self.begin()?.stream(sink)
+    }
+
+    /// Starts it; its input is given to it when it is run to its end.
+    pub fn begin(self) -> Result<Begun> {
         let mut command = command(&find(&self.program)?);
         command
             .args(&self.args)
@@ -114,29 +122,8 @@ impl Tool {
             command.current_dir(folder);
         }
         die_with_us(&mut command);
-        let mut child = command.spawn().during(format!("start '{line}'"))?;
-        if let (Some(text), Some(mut pipe)) = (self.stdin, child.stdin.take()) {
-            // A tool that ends early says why itself; a broken pipe would hide it.
-            let _ = pipe.write_all(&text);
-        }
-        let deadline = self.timeout.map(|t| Instant::now() + t);
-        let pumped = pump(&mut child, deadline, &self.cancel, sink);
-        if pumped.is_err() {
-            // It may have ended by itself just now; it is waited for in any case.
-            let _ = child.kill();
-        }
-        let status = child.wait().during(format!("wait for '{line}'"))?;
-        match pumped {
-            Ok((stdout, stderr)) => Ok(Ended { status, stdout, stderr }),
-            Err(Stopped::Timeout) => Err(SalError::new(
-                Code::TimedOut,
-                format!("'{line}' took longer than {:?} and was killed", self.timeout),
-            )),
-            Err(Stopped::Cancelled) => {
-                Err(SalError::new(Code::Cancelled, format!("'{line}' was cancelled")))
-            }
-            Err(Stopped::Io(e)) => Err(e).during(format!("read what '{line}' prints")),
-        }
+        let child = command.spawn().during(format_args!("start '{}'", self.line()))?;
+        Ok(Begun { tool: self, child })
     }
 
     fn line(&self) -> String {
@@ -145,6 +132,50 @@ impl Tool {
             .map(|word| word.to_string_lossy())
             .collect::<Vec<_>>()
             .join(" ")
+    }
+}
+
+impl Begun {
+    /// As [`Tool::run`].
+    pub fn run(self) -> Result<String> {
+        let line = self.tool.line();
+        let ended = self.stream(&mut |_| true)?;
+        if ended.status.success() { Ok(ended.stdout.text()) } else { Err(ended.error(&line)) }
+    }
+
+    /// As [`Tool::stream`].
+    fn stream(mut self, sink: &mut dyn FnMut(Chunk) -> bool) -> Result<Ended> {
+        let (line, timeout) = (self.tool.line(), self.tool.timeout);
+        if let (Some(text), Some(mut pipe)) = (self.tool.stdin.take(), self.child.stdin.take()) {
+            // A tool that ends early says why itself; a broken pipe would hide it.
+            let _ = pipe.write_all(&text);
+        }
+        let deadline = timeout.map(|t| Instant::now() + t);
+        let pumped = pump(&mut self.child, deadline, &self.tool.cancel, sink);
+        if pumped.is_err() {
+            // It may have ended by itself just now; it is waited for in any case.
+            let _ = self.child.kill();
+        }
+        let status = self.child.wait().during(format_args!("wait for '{line}'"))?;
+        match pumped {
+            Ok((stdout, stderr)) => Ok(Ended { status, stdout, stderr }),
+            Err(Stopped::Timeout) => Err(SalError::new(
+                Code::TimedOut,
+                format!("'{line}' took longer than {timeout:?} and was killed"),
+            )),
+            Err(Stopped::Cancelled) => {
+                Err(SalError::new(Code::Cancelled, format!("'{line}' was cancelled")))
+            }
+            Err(Stopped::Io(e)) => Err(e).during(format_args!("read what '{line}' prints")),
+        }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        // Of one that was waited for both do nothing.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -376,6 +407,16 @@ mod tests {
         let mut lines: Vec<_> = output.lines().collect();
         lines.sort_unstable();
         assert_eq!(lines, ["LC_ALL=C".to_owned(), format!("PATH={DEFAULT_PATH}")]);
+    }
+
+    #[test]
+    fn one_that_was_begun_waits_for_its_input_and_goes_with_us() {
+        let begun = |n: &str| Tool::new("sh").args(["-c", "cat; sleep $0", n]).stdin("x").begin();
+        let (waits, goes) = (begun("0").unwrap(), begun("60").unwrap());
+        let left = goes.child.id();
+        drop(goes);
+        assert!(!Path::new(&format!("/proc/{left}")).exists());
+        assert_eq!(waits.run().unwrap(), "x");
     }
 
     #[test]

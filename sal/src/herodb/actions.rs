@@ -61,8 +61,8 @@ impl Controls for Database<'_> {
     fn begin(&self, past: Past) -> Result<()> {
         let Self { driver, id, place, applied } = self;
         driver.check(id, &applied.spec)?;
-        driver.make(id, place, &applied.spec)?;
-        driver.start(id, place, &applied.spec, past)
+        let shim = driver.make(id, place, &applied.spec)?;
+        driver.start(id, place, &applied.spec, past, shim)
     }
 
     fn status(&self) -> Result<Value> {

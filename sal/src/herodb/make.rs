@@ -14,7 +14,7 @@ use super::{Applied, Driver, Engine};
 use crate::btrfs::Counted;
 use crate::error::{During, Result, SalError, shown};
 use crate::oci::Runtime;
-use crate::program::{Past, Place, Stop};
+use crate::program::{Entry, Past, Place, Stop, Waiting};
 use crate::{files, net, sal};
 
 /// An engine that has nothing to load answers within this.
@@ -42,9 +42,15 @@ impl Driver {
         Runtime::find(&self.node).map(drop)
     }
 
-    /// Makes what its engine needs, and keeps what there is of data.
-    pub(super) fn make(&self, id: &ResourceId, place: &Place, spec: &HerodbSpec) -> Result<()> {
+    /// Makes what its engine needs, and the shim that is to start it; keeps what there is of data.
+    pub(super) fn make(
+        &self,
+        id: &ResourceId,
+        place: &Place,
+        spec: &HerodbSpec,
+    ) -> Result<Waiting> {
         self.programs.halt(id, Stop::Interrupt)?;
+        let shim = self.programs.call_shim(id, Entry::Moved)?;
         let store = &self.node.store;
         if !store.has(&place.root) {
             store.delete(&place.new_root)?;
@@ -57,7 +63,8 @@ impl Driver {
                 .during(format_args!("name {}", shown(&place.root)))?;
         }
         store.limit(&place.root, Counted::Own, spec.size)?;
-        net::Port::Veth.attach(&self.node.config, &self.programs.mark, id)
+        net::Port::Veth.attach(&self.node.config, &self.programs.mark, id)?;
+        Ok(shim)
     }
 
     /// Starts the engine and waits until it answers.
@@ -67,6 +74,7 @@ impl Driver {
         place: &Place,
         spec: &HerodbSpec,
         past: Past,
+        shim: Waiting,
     ) -> Result<()> {
         let engine = Engine::find()?;
         files::make_folder(&place.dir)?;
@@ -75,7 +83,7 @@ impl Driver {
         let program = self.container(id, place, spec, &engine)?;
         place.write_applied(&Applied { spec: spec.clone(), driver: engine.words() })?;
         let waits = past.waits(jiff::Timestamp::now().as_millisecond());
-        self.programs.start(id, &program, past)?;
+        self.programs.start(id, shim, &program, past)?;
         // One that failed before is waited out, and nobody is made to wait for that.
         if waits { Ok(()) } else { self.await_answer(id, place) }
     }
@@ -141,9 +149,8 @@ impl Driver {
         let mut driver = old.driver.clone();
         if runs && let Err(error) = self.tell(id, place, &old.spec, new) {
             tracing::info!(herodb = %id, %error, "is started again for what has changed");
-            self.programs.halt(id, Stop::Interrupt)?;
-            net::Port::Veth.attach(&self.node.config, &self.programs.mark, id)?;
-            self.start(id, place, new, Past::default())?;
+            let shim = self.make(id, place, new)?;
+            self.start(id, place, new, Past::default(), shim)?;
             driver = engine.words();
         }
         place.write_applied(&Applied { spec: new.clone(), driver })

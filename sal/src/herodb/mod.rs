@@ -102,8 +102,8 @@ impl crate::workload::Driver for Driver {
         };
         self.check(id, &wanted)?;
         let past = if has_data { place.past() } else { Past::default() };
-        let made =
-            self.make(id, &place, &wanted).and_then(|()| self.start(id, &place, &wanted, past));
+        let made = self.make(id, &place, &wanted);
+        let made = made.and_then(|shim| self.start(id, &place, &wanted, past, shim));
         if let (Err(_), false) = (&made, has_data) {
             // Nothing of it was there before, and nothing is left of it.
             if let Err(error) = crate::workload::Driver::delete(self, id) {

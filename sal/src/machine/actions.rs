@@ -10,10 +10,9 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::Driver;
-use super::make::port;
 use crate::error::{Result, SalError};
 use crate::oci::Runtime;
-use crate::program::{Controls, Past, Place, Programs, Stop, unique};
+use crate::program::{Controls, Past, Place, Programs, unique};
 use crate::workload::{self, Sink};
 
 /// The variable by which the processes of one command are known.
@@ -81,9 +80,7 @@ impl Controls for Made<'_> {
     fn begin(&self, past: Past) -> Result<()> {
         let Self { driver, id, place, spec } = self;
         driver.check(id, place, spec)?;
-        driver.programs.halt(id, Stop::Interrupt)?;
-        port(spec).attach(&driver.node.config, &driver.programs.mark, id)?;
-        driver.start(id, place, spec, past)
+        driver.bring_up(id, place, spec, None, past)
     }
 
     fn status(&self) -> Result<Value> {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::thread::ScopedJoinHandle;
 
 use rhizome_model::kind::{Isolation, Kind as _, Machine, MachineSpec};
 use rhizome_model::{Code, ResourceId};
@@ -10,9 +11,10 @@ use super::vm::NewDisk;
 use super::{Driver, identity};
 use crate::btrfs::{self, Counted};
 use crate::error::{During, Result, SalError, shown};
+use crate::lock::Lock;
 use crate::net::Port;
 use crate::oci::Bind;
-use crate::program::{Past, Place, Stop};
+use crate::program::{Entry, Past, Place, Program, Stop};
 use crate::{files, image, sal};
 
 /// What a machine is made from, on the node.
@@ -64,38 +66,63 @@ impl Driver {
         }
     }
 
-    /// Makes the rest of a machine whose root is there.
-    pub(super) fn revive(&self, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Result<()> {
-        self.programs.halt(id, Stop::Interrupt)?;
-        if spec.isolation == Isolation::Container {
-            self.node.store.limit(&place.root, Counted::Own, spec.disk)?;
-        }
-        port(spec).attach(&self.node.config, &self.programs.mark, id)
-    }
-
-    /// Clears away whatever there was, and makes root and network.
-    pub(super) fn make_anew(
+    /// Makes all that the program needs and waits until it runs. What there was goes, but for the root
+    /// when there is no source for another.
+    pub(super) fn bring_up(
         &self,
         id: &ResourceId,
         place: &Place,
         spec: &MachineSpec,
-        source: &Source,
+        source: Option<&Source>,
+        past: Past,
     ) -> Result<()> {
-        crate::workload::Driver::delete(self, id)?;
-        // The file system waits for its transaction, the network for `ip`: both at a time.
-        std::thread::scope(|scope| {
-            let root = scope.spawn(|| {
+        match source {
+            None => self.programs.halt(id, Stop::Interrupt)?,
+            Some(_) => crate::workload::Driver::delete(self, id)?,
+        }
+        // The file system waits for its transaction, the network for `ip`, the shim for the loader: all at
+        // a time.
+        let (shim, files, net) = std::thread::scope(|scope| {
+            let files = scope.spawn(|| self.make_files(id, place, spec, source));
+            let net = scope.spawn(|| port(spec).attach(&self.node.config, &self.programs.mark, id));
+            // By this thread: a shim that waits goes with the thread that called it.
+            let shim = self.programs.call_shim(id, entry(spec));
+            (shim, joined(files), joined(net))
+        });
+        let (program, _volumes) = files?;
+        net?;
+        let shim = shim?;
+        place.write_applied(spec)?;
+        self.programs.start(id, shim, &program, past)
+    }
+
+    /// Makes what is on disk, and says what is to be kept alive. The volumes are held until it runs.
+    fn make_files(
+        &self,
+        id: &ResourceId,
+        place: &Place,
+        spec: &MachineSpec,
+        source: Option<&Source>,
+    ) -> Result<(Program, Vec<Lock>)> {
+        match source {
+            Some(source) => {
                 self.fill_root(place, spec, source)?;
                 btrfs::write_note(&place.new_root, &identity(spec))?;
                 fs::rename(&place.new_root, &place.root)
-                    .during(format_args!("name {}", shown(&place.root)))
-            });
-            let net = port(spec).attach(&self.node.config, &self.programs.mark, id);
-            let root = root.join().unwrap_or_else(|_| {
-                Err(SalError::new(Code::Internal, "making a root file system broke off"))
-            });
-            root.and(net)
-        })
+                    .during(format_args!("name {}", shown(&place.root)))?;
+            }
+            None if spec.isolation == Isolation::Container => {
+                self.node.store.limit(&place.root, Counted::Own, spec.disk)?;
+            }
+            None => {}
+        }
+        let volumes = self.hold_volumes(id, spec)?;
+        files::make_folder(&place.dir)?;
+        let program = match spec.isolation {
+            Isolation::Container => self.container(id, place, spec)?,
+            Isolation::Vm => self.vm(id, place, spec)?,
+        };
+        Ok((program, volumes))
     }
 
     fn fill_root(&self, place: &Place, spec: &MachineSpec, source: &Source) -> Result<()> {
@@ -113,24 +140,6 @@ impl Driver {
         }
     }
 
-    /// Starts the program and waits until it runs.
-    pub(super) fn start(
-        &self,
-        id: &ResourceId,
-        place: &Place,
-        spec: &MachineSpec,
-        past: Past,
-    ) -> Result<()> {
-        let _volumes = self.hold_volumes(id, spec)?;
-        files::make_folder(&place.dir)?;
-        let program = match spec.isolation {
-            Isolation::Container => self.container(id, place, spec)?,
-            Isolation::Vm => self.vm(id, place, spec)?,
-        };
-        place.write_applied(spec)?;
-        self.programs.start(id, &program, past)
-    }
-
     /// Takes a changed spec over without replacing the machine.
     pub(super) fn adjust(
         &self,
@@ -144,6 +153,18 @@ impl Driver {
             Isolation::Container => self.adjust_container(id, place, old, new),
             Isolation::Vm => self.adjust_vm(id, place, old, new),
         }
+    }
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    let broke_off = |_| Err(SalError::new(Code::Internal, "making a part of a machine broke off"));
+    thread.join().unwrap_or_else(broke_off)
+}
+
+fn entry(spec: &MachineSpec) -> Entry {
+    match spec.isolation {
+        Isolation::Container => Entry::Moved,
+        Isolation::Vm => Entry::Born,
     }
 }
 

@@ -90,11 +90,7 @@ impl crate::workload::Driver for Driver {
         // Before anything of the old machine goes: it stays when its new image is no good.
         let source = if keeps_root { None } else { Some(self.obtain(spec)?) };
         let past = if keeps_root { place.past() } else { Past::default() };
-        let made = match &source {
-            None => self.revive(id, &place, spec),
-            Some(source) => self.make_anew(id, &place, spec, source),
-        };
-        let started = made.and_then(|()| self.start(id, &place, spec, past));
+        let started = self.bring_up(id, &place, spec, source.as_ref(), past);
         if let (Err(_), false) = (&started, keeps_root) {
             // Nothing of it was there before, and nothing is left of it.
             if let Err(error) = crate::workload::Driver::delete(self, id) {

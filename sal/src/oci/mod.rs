@@ -13,7 +13,7 @@ pub(crate) use self::bundle::Bundle;
 use crate::cgroup::{self, CPU_PERIOD_US, Version, cpu_quota_us};
 use crate::error::Result;
 use crate::node::Node;
-use crate::program::{Call, Place, Program};
+use crate::program::{Call, Place, Program, Start};
 use crate::tool::{self, Tool};
 
 /// The runtime starts a container within this.
@@ -98,7 +98,7 @@ impl Runtime {
             .arg(&place.name);
         Program {
             what,
-            start,
+            start: Start::Command(start),
             start_timeout_ms: START_TIMEOUT_MS,
             stop: None,
             grace_ms: GRACE_MS,
@@ -106,7 +106,6 @@ impl Runtime {
             becoming: Some(BECOMING.to_owned()),
             serial: None,
             clears: vec![self.root.join(&place.name)],
-            joins: Vec::new(),
             restart,
         }
     }

@@ -43,9 +43,9 @@ use crate::{files, net};
 pub(crate) use self::controls::Controls;
 pub(crate) use self::life::{Past, Stop};
 pub(crate) use self::look::Watched;
-pub(crate) use self::orders::{Call, Program};
+pub(crate) use self::orders::{Call, Program, Start};
 pub(crate) use self::place::Place;
-pub(crate) use self::run::unique;
+pub(crate) use self::run::{Entry, Waiting, unique};
 pub use self::shim::machine_shim_main;
 pub use self::untold::Untold;
 

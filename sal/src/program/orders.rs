@@ -15,7 +15,7 @@ pub(crate) struct Program {
     pub what: String,
     /// The starter. It ends with status 0 when the program runs and has become the shim's child;
     /// the process is then in `Place::pid_file`. Otherwise `Place::starter_log` says why.
-    pub start: Call,
+    pub start: Start,
     /// A starter that takes longer is killed, with all that it has started.
     pub start_timeout_ms: u64,
     /// Asks the program to end; without it that is done by SIGTERM.
@@ -31,9 +31,19 @@ pub(crate) struct Program {
     pub serial: Option<String>,
     /// Folders that go before each start: what an earlier run has left.
     pub clears: Vec<PathBuf>,
-    /// Control groups that the starter is put into.
-    pub joins: Vec<PathBuf>,
     pub restart: Restart,
+}
+
+/// What starts a program.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Start {
+    Command(Call),
+    /// A copy of the shim does what `machine-vm start` does in its folder: our own program, which
+    /// would take longer to be loaded once more. It is in this control group.
+    MachineVm {
+        group: PathBuf,
+    },
 }
 
 /// A command with its arguments.
@@ -64,8 +74,6 @@ pub(super) struct Orders {
     pub run: String,
     pub program: Program,
     pub log: PathBuf,
-    /// The control group that the shim joins.
-    pub cgroup: PathBuf,
     /// Counts how often the program ran out of memory.
     pub oom: PathBuf,
     /// What was before this run.

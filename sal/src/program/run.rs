@@ -10,10 +10,10 @@ use rhizome_model::{Code, ResourceId};
 use super::life::{Life, Past, Record, Stop};
 use super::orders::{Orders, Program};
 use super::place::{Place, record_file};
-use super::{Programs, STEP, log};
+use super::{Programs, STEP, log, shim};
 use crate::error::{Result, SalError};
 use crate::files;
-use crate::tool::Tool;
+use crate::tool::{Begun, Tool};
 
 /// What a shim needs besides what its program may take.
 const START_SLACK: Duration = Duration::from_secs(30);
@@ -21,24 +21,58 @@ const STOP_SLACK: Duration = Duration::from_secs(5);
 /// Of what a program printed before it failed to start, this much goes into the error.
 const DETAIL_LINES: usize = 20;
 
+/// How a shim comes into its control group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// It is born there, at once.
+    Born,
+    /// It is moved there while it waits. A kernel makes of several moves in a row only the first one
+    /// slow, and a container runtime moves the container.
+    Moved,
+}
+
+/// A shim that waits for its orders. Dropped, it goes without having done anything.
+pub(crate) struct Waiting {
+    run: String,
+    shim: Begun,
+}
+
 impl Programs {
-    /// Starts a shim and waits until the program runs; a start that fails is `start_failed`.
-    pub fn start(&self, id: &ResourceId, program: &Program, past: Past) -> Result<()> {
-        let place = self.place(id);
-        files::make_folder(&place.dir)?;
+    /// Starts a shim that waits for its orders: called early, it is there when all else is.
+    pub fn call_shim(&self, id: &ResourceId, entry: Entry) -> Result<Waiting> {
         self.cgroups.prepare_shim(id)?;
         let run = unique();
+        let shim = Tool::new(&self.node.config.program)
+            .arg("machine-shim")
+            .arg(self.place(id).dir)
+            .arg(&run)
+            .arg(self.cgroups.of_shim(id))
+            .args((entry == Entry::Moved).then_some(shim::MOVED))
+            .stdin(shim::GO)
+            .begin()?;
+        Ok(Waiting { run, shim })
+    }
+
+    /// Has a shim start a program and waits until it runs; a start that fails is `start_failed`.
+    pub fn start(
+        &self,
+        id: &ResourceId,
+        shim: Waiting,
+        program: &Program,
+        past: Past,
+    ) -> Result<()> {
+        let Waiting { run, shim } = shim;
+        let place = self.place(id);
+        files::make_folder(&place.dir)?;
         place.write_orders(&Orders {
             run: run.clone(),
             program: program.clone(),
             log: place.log.clone(),
-            cgroup: self.cgroups.of_shim(id),
             oom: self.cgroups.oom_file(id),
             past,
             stop: None,
         })?;
-        let shim = &self.node.config.program;
-        Tool::new(shim).arg("machine-shim").arg(&place.dir).arg(&run).run()?;
+        shim.run()?;
         let record = self.await_start(id, &place, &run, start_patience(program))?;
         let Life::Failed { reason } = record.life else { return Ok(()) };
         let printed = log::last_lines(&place.log, DETAIL_LINES)?;

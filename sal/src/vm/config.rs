@@ -49,6 +49,9 @@ pub struct VmConfig {
     /// Folders from which disks may be added while it runs; its own folder is one anyway.
     #[serde(default)]
     pub disk_folders: Vec<PathBuf>,
+    /// Folders of the control groups that the hypervisor is put into before the guest runs.
+    #[serde(default)]
+    pub groups: Vec<PathBuf>,
 }
 
 /// A raw image.
@@ -199,6 +202,7 @@ mod tests {
             ready: Ready::Started,
             ready_ms: 1000,
             disk_folders: Vec::new(),
+            groups: Vec::new(),
         }
     }
 

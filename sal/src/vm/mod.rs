@@ -43,6 +43,7 @@ pub use self::payload::{KernelKind, check_initramfs, check_kernel};
 pub use self::seed::{Seed, SeedMount, SeedNet};
 pub use self::seed_disk::write_seed;
 pub use self::start::machine_vm_main;
+pub(crate) use self::start::start;
 use crate::error::{Result, SalError, shown};
 use crate::files;
 
@@ -53,8 +54,8 @@ const EVENTS: &str = "events.log";
 const CONFIG: &str = "vm.json";
 const PID: &str = "pid";
 const ERROR: &str = "runtime.log";
-/// When it was booted (`at`, Unix milliseconds), and how long the hypervisor itself took for that
-/// (`took_us`).
+/// When it was booted (`at`, Unix milliseconds), and how long we waited for the hypervisor until then:
+/// for its first answer, and for those to what it was asked (`took_us`).
 const BOOTED: &str = "booted.json";
 /// What a hypervisor, or its start, leaves in the folder. Cloud Hypervisor locks its socket by a file.
 const LEFT: [&str; 9] =

@@ -6,7 +6,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::{self, Cursor, Write as _};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 use fatfs::{
@@ -21,6 +21,8 @@ const LABEL: [u8; 11] = *b"CIDATA     ";
 const VOLUME_ID: u32 = 0x525a_0001;
 /// Kernels read their disks in such steps.
 const UNIT: usize = 1 << 20;
+/// File systems store files in such blocks.
+const BLOCK: usize = 4096;
 /// More is not to be told to a guest.
 const MAX_CONTENT: usize = 4 << 20;
 /// An entry of a folder, and how much of a long name it holds.
@@ -56,9 +58,15 @@ fn place(path: &Path, image: &[u8]) -> io::Result<()> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let mut file = fs::File::create_new(&new)?;
+    let file = fs::File::create_new(&new)?;
     file.set_permissions(Permissions::from_mode(0o600))?;
-    file.write_all(image)?;
+    file.set_len(image.len() as u64)?;
+    // Nearly all of it is empty, and is not stored.
+    for (n, block) in image.chunks(BLOCK).enumerate() {
+        if block.iter().any(|byte| *byte != 0) {
+            file.write_all_at(block, (n * BLOCK) as u64)?;
+        }
+    }
     fs::rename(&new, path)
 }
 

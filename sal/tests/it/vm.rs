@@ -268,11 +268,14 @@ async fn a_start_whose_helper_or_hypervisor_is_killed_fails_and_leaves_nothing()
             assert!(Instant::now() < deadline);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let helper = processes(&run_folder).into_iter().find(|p| p.contains("machine-vm start"));
-        let helper = helper.unwrap().split(' ').next().unwrap().to_owned();
-        let children = fs::read_to_string(format!("/proc/{helper}/task/{helper}/children"));
-        let hypervisor = children.unwrap().trim().to_owned();
-        run("kill", &["-9", if victim == "helper" { &helper } else { &hypervisor }]);
+        // The helper is a copy of its shim.
+        let shims = processes(&run_folder).into_iter().filter(|p| p.contains("machine-shim"));
+        let shims: Vec<_> = shims.map(|p| p.split(' ').next().unwrap().to_owned()).collect();
+        let child = |of: &str| fs::read_to_string(format!("/proc/{of}/task/{of}/children"));
+        let child = |of: &str| child(of).unwrap().trim().to_owned();
+        let helper = shims.iter().find(|shim| !shims.contains(&child(shim))).unwrap();
+        let hypervisor = child(helper);
+        run("kill", &["-9", if victim == "helper" { helper } else { &hypervisor }]);
         let error = assert_code(making.await.unwrap(), Code::StartFailed);
         assert!(error.to_string().contains(says), "{victim}: {error}");
         assert!(!std::path::Path::new("/proc").join(&hypervisor).exists(), "{victim}");

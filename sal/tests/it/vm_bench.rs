@@ -69,6 +69,7 @@ impl Bench {
             ready: Ready::Started,
             ready_ms: 60_000,
             disk_folders: Vec::new(),
+            groups: Vec::new(),
         };
         let bench = Self { folder, dir, config, printed: Arc::default(), stop: Arc::default() };
         bench.listen();

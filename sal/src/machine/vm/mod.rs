@@ -22,9 +22,10 @@ use rhizome_model::{Code, ResourceId, resource_address};
 pub(super) use self::disks::NewDisk;
 pub(crate) use self::disks::{VOLUME_DISK, size_in};
 use super::Driver;
+use crate::cgroup::Confined;
 use crate::error::{Result, SalError};
-use crate::net::{self, Mac, Port};
-use crate::program::{Call, Place, Program, Stop};
+use crate::net::{self, Mac};
+use crate::program::{Call, Place, Program, Start, Stop};
 use crate::sal;
 use crate::vm::{self, Choice, Net, SERIAL, Vm, VmConfig};
 
@@ -65,14 +66,16 @@ impl Driver {
         self.grow_disks(id, place, spec)?;
         self.write_seed(id, place, spec)?;
         vm::clear(&place.dir)?;
-        let config = self.config(id, place, spec, boot)?;
+        let Confined { group, limits } =
+            self.programs.cgroups.confine(id, spec.cpu, spec.vm_memory())?;
+        let config = VmConfig { groups: limits, ..self.config(id, place, spec, boot)? };
         crate::files::replace_json(&place.dir.join("vm.json"), &config, false)?;
         let machine_vm = |verb: &str| {
             Call::new(&self.node.config.program).arg("machine-vm").arg(verb).arg(&place.dir)
         };
         Ok(Program {
             what: "boot".to_owned(),
-            start: machine_vm("start"),
+            start: Start::MachineVm { group },
             start_timeout_ms: config.ready_ms + START_MS,
             stop: Some(machine_vm("power")),
             grace_ms: GRACE_MS,
@@ -80,7 +83,6 @@ impl Driver {
             becoming: None,
             serial: Some(SERIAL.to_owned()),
             clears: Vec::new(),
-            joins: self.programs.cgroups.confine(id, spec.cpu, spec.vm_memory())?,
             restart: spec.restart,
         })
     }
@@ -116,6 +118,7 @@ impl Driver {
             },
             ready_ms: u64::from(boot.timeout) * 1000,
             disk_folders: Vec::new(),
+            groups: Vec::new(),
         };
         config.check()?;
         Ok(config)
@@ -135,9 +138,9 @@ impl Driver {
             return place.write_applied(new);
         }
         if in_place != *new || old.vcpus() != new.vcpus() {
+            // Of a shim that has come to its end.
             self.programs.halt(id, Stop::Interrupt)?;
-            Port::Tap.attach(&self.node.config, &self.programs.mark, id)?;
-            return self.start(id, place, new, place.past());
+            return self.bring_up(id, place, new, None, place.past());
         }
         if new.cpu != old.cpu && place.pid().is_some() {
             self.programs.cgroups.limit(id, new.cpu, new.vm_memory())?;

@@ -1,19 +1,21 @@
 //! The shim's children: the starter, the program, who asks it to end, and what they leave behind.
 
 use std::fs;
-use std::os::unix::process::CommandExt;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdout};
 
 use super::super::life::{Event, Life};
-use super::super::orders::Call;
+use super::super::orders::{Call, Start};
 use super::super::place;
 use super::Shim;
+use crate::cgroup::fork_into;
 use crate::error::{During, Result, shown};
-use crate::{files, tool};
+use crate::{files, tool, vm};
 
 /// What was started is the program within moments.
 const BECOMES_MS: u64 = 5;
@@ -41,17 +43,16 @@ impl Shim {
         files::remove(&place::pid_file(&self.dir))?;
         self.ooms = self.count_ooms();
         let (out_end, err_end) = self.output.pipes()?;
-        let mut command = command(&program.start);
-        command.stdout(out_end).stderr(err_end);
-        let groups: Vec<_> = program.joins.iter().map(|g| g.join("cgroup.procs")).collect();
-        // SAFETY: between fork and exec of a process with one thread everything is allowed.
-        unsafe {
-            command.pre_exec(move || groups.iter().try_for_each(|procs| fs::write(procs, "0")));
-        }
-        let child =
-            command.spawn().during(format_args!("start {}", shown(&program.start.program)))?;
+        let pid = match &program.start {
+            Start::Command(call) => {
+                let child = command(call).stdout(out_end).stderr(err_end).spawn();
+                let child = child.during(format_args!("start {}", shown(&call.program)))?;
+                pid_of(child.id())
+            }
+            Start::MachineVm { group } => start_vm(&self.dir, group, out_end, err_end)?,
+        };
         let until = self.now() + self.orders.program.start_timeout_ms;
-        self.starter = Some(Starter { pid: pid_of(child.id()), until, is_late: false });
+        self.starter = Some(Starter { pid, until, is_late: false });
         self.early.clear();
         Ok(())
     }
@@ -125,8 +126,11 @@ impl Shim {
             let entry: serde_json::Value = serde_json::from_str(line).ok()?;
             entry.get("msg")?.as_str().map(str::to_owned)
         });
-        let name = self.orders.program.start.program.file_name().unwrap_or_default();
-        words.unwrap_or_else(|| format!("{} failed and did not say why", name.to_string_lossy()))
+        let name = match &self.orders.program.start {
+            Start::Command(call) => call.program.file_name().unwrap_or_default().to_string_lossy(),
+            Start::MachineVm { .. } => "machine-vm".into(),
+        };
+        words.unwrap_or_else(|| format!("{name} failed and did not say why"))
     }
 
     fn count_ooms(&self) -> u64 {
@@ -157,6 +161,21 @@ impl Shim {
             // What cannot be asked is killed when its time is over.
             Some(stop) => drop(command(stop).stdout(Stdio::null()).stderr(Stdio::null()).spawn()),
             None => terminate(pid),
+        }
+    }
+}
+
+/// Has a copy of ourselves bring up a virtual machine.
+fn start_vm(dir: &Path, group: &Path, out_end: OwnedFd, err_end: OwnedFd) -> Result<Pid> {
+    // SAFETY: there is no other thread that could hold a lock.
+    match unsafe { fork_into(group) }? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            let ready = SigSet::empty()
+                .thread_set_mask()
+                .and_then(|()| dup2_stdout(&out_end))
+                .and_then(|()| dup2_stderr(&err_end));
+            std::process::exit(if ready.is_ok() { vm::start(dir) } else { 1 })
         }
     }
 }

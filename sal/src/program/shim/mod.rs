@@ -1,7 +1,7 @@
 //! The shim: one small process per program that is its parent on the node.
 //!
 //! ```text
-//!   ensure ──starts──▶ shim ──runs──▶ starter ──▶ program (reparented to the shim)
+//!   ensure ─calls, GO─▶ shim ──runs──▶ starter ──▶ program (reparented to the shim)
 //!                       ▲  ◀──────── stdout, stderr, serial ──┘
 //!                SIGTERM, SIGINT, SIGHUP          ──▶ log files, state.json
 //! ```
@@ -17,7 +17,7 @@ mod children;
 mod output;
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::{ForkResult, Pid, fork, setsid};
+use nix::unistd::{ForkResult, Pid, setsid};
 use rhizome_model::Code;
 
 use self::children::Starter;
@@ -36,20 +36,27 @@ use self::output::Output;
 use super::life::{Event, Life, Record, Stop};
 use super::orders::Orders;
 use super::place;
+use crate::cgroup::{fork_into, put};
 use crate::error::{During, Result, SalError, shown};
 use crate::files;
 
 /// How long a shim waits for the one before it to be gone.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The body of the hidden subcommand `machine-shim DIR RUN`; `args` is what follows its name.
+/// What a shim hears when its orders are written. One that is left alone before that goes.
+pub(super) const GO: &str = "go";
+/// What it is told when it is to be moved into its control group while it waits.
+pub(super) const MOVED: &str = "moved";
+
+/// The body of the hidden subcommand `machine-shim DIR RUN GROUP [moved]`; `args` is what follows its name.
 /// It must be called before anything starts a thread.
 pub fn machine_shim_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut args = args.into_iter();
-    let (Some(dir), Some(run)) = (args.next(), args.next()) else {
-        return complain("machine-shim takes a folder and the name of a run", 2);
+    let (Some(dir), Some(run), Some(group)) = (args.next(), args.next(), args.next()) else {
+        return complain("machine-shim takes a folder, the name of a run and a control group", 2);
     };
-    match begin(Path::new(&dir), &run.to_string_lossy()) {
+    let is_moved = args.next().is_some_and(|word| word == MOVED);
+    match begin(Path::new(&dir), &run.to_string_lossy(), Path::new(&group), is_moved) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => complain(&error.to_string(), 1),
     }
@@ -61,14 +68,16 @@ fn complain(message: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Joins the program's group and goes to the background.
-fn begin(dir: &Path, run: &str) -> Result<()> {
-    let orders = read_orders(dir)?;
-    let procs = orders.cgroup.join("cgroup.procs");
-    fs::write(&procs, std::process::id().to_string())
-        .during(format_args!("join the control group {}", shown(&procs)))?;
+/// Waits for its orders and goes to the background, into a control group of its own.
+fn begin(dir: &Path, run: &str, group: &Path, is_moved: bool) -> Result<()> {
+    if is_moved {
+        put(std::process::id(), group)?;
+    }
+    if std::io::read_to_string(std::io::stdin()).during("wait for orders")? != GO {
+        return Ok(());
+    }
     // SAFETY: there is no other thread that could hold a lock.
-    match unsafe { fork() }.during("go to the background")? {
+    match unsafe { fork_into(group) }? {
         ForkResult::Parent { .. } => Ok(()),
         ForkResult::Child => {
             detach()?;

@@ -20,9 +20,10 @@ use crate::error::{During, Result, shown};
 const LINE_PATIENCE_MS: u64 = 250;
 /// What a program that has ended left in its pipes comes at once.
 const DRAIN_STEP_MS: u8 = 50;
-/// How soon a serial line is looked for, at first and when it does not come.
-const SOON: Duration = Duration::from_millis(5);
+/// In what steps a serial line is looked for: a guest waits for its reader. Later, when it did not come.
+const SOON: Duration = Duration::from_millis(2);
 const LATE: Duration = Duration::from_secs(1);
+const SOON_FOR: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
@@ -47,7 +48,8 @@ struct Serial {
     stream: Option<UnixStream>,
     /// When it is looked for again; never while there is no program.
     next: Option<Instant>,
-    pause: Duration,
+    /// Since when there is a program.
+    since: Instant,
 }
 
 impl Output {
@@ -63,7 +65,7 @@ impl Output {
                 name: name.clone(),
                 stream: None,
                 next: None,
-                pause: SOON,
+                since: Instant::now(),
             }),
         };
         Ok(Self {
@@ -82,7 +84,8 @@ impl Output {
         (self.stdout, self.stderr) = (Some(out), Some(err));
         if let Some(serial) = &mut self.serial {
             serial.stream = None;
-            (serial.next, serial.pause) = (Some(Instant::now()), SOON);
+            serial.since = Instant::now();
+            serial.next = Some(serial.since);
         }
         Ok((out_end, err_end))
     }
@@ -169,11 +172,11 @@ impl Serial {
     fn connect(&mut self, now: Instant) {
         let path = format!("/proc/self/fd/{}/{}", self.folder.as_raw_fd(), self.name);
         match UnixStream::connect(path) {
-            Ok(stream) => (self.stream, self.next, self.pause) = (Some(stream), None, SOON),
+            Ok(stream) => (self.stream, self.next) = (Some(stream), None),
             // It is not there yet, or one that a dead program has left.
             Err(_) => {
-                self.next = Some(now + self.pause);
-                self.pause = (self.pause * 3 / 2).min(LATE);
+                let is_soon = now.saturating_duration_since(self.since) < SOON_FOR;
+                self.next = Some(now + if is_soon { SOON } else { LATE });
             }
         }
     }

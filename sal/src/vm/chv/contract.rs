@@ -98,6 +98,7 @@ fn config(dir: &Path) -> VmConfig {
         ready: Ready::Started,
         ready_ms: 0,
         disk_folders: vec!["/pool".into()],
+        groups: Vec::new(),
     }
 }
 
