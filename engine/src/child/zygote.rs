@@ -64,7 +64,9 @@ fn serve<T>(
         match fork() {
             Ok(None) => {
                 become_child(parent, pipes)?;
-                return child(prepared, limits);
+                child(prepared, limits)?;
+                // SAFETY: ends this process, in which nothing is left to be done.
+                unsafe { libc::_exit(0) }
             }
             Ok(Some(pid)) => answer(&Answer::Forked(pid))?,
             Err(error) => answer(&Answer::Failed(format!("fork: {error}")))?,

@@ -70,8 +70,8 @@ async fn a_guest_is_as_declared_keeps_its_disks_and_goes_without_a_trace() {
         (&json!("running"), &json!("good"))
     );
     assert!(status["driver"].as_str().unwrap().starts_with("qemu "), "{status}");
-    assert!(status["disk_used"].as_u64().unwrap() > 0);
     until_logged(&world, &vm, "guest ready vm").await;
+    world.until(&vm, |s| s["disk_used"].as_u64().unwrap() > 0).await;
     let facts = get(&status, "/facts");
     for fact in ["hostname=vm", "mtu=1400", "mount=/data rw", "ssh=yes"] {
         assert!(facts.contains(fact), "no {fact} in {facts}");

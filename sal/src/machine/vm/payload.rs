@@ -53,7 +53,8 @@ impl Driver {
             Some(image) => copy(image, &initramfs(place))?,
             None => files::remove(&initramfs(place))?,
         }
-        files::replace_json(&note(place), &urls(boot), true)
+        // Should the power fail now, they are copied again.
+        files::replace_json(&note(place), &urls(boot), false)
     }
 }
 
