@@ -265,8 +265,10 @@ pub(crate) unsafe fn fork_into(group: &Path) -> Result<ForkResult> {
         Err(Errno::ENOSYS | Errno::E2BIG | Errno::EINVAL | Errno::EBADF) => {
             // SAFETY: as our caller says.
             let forked = unsafe { fork() }.during(&start)?;
-            if forked.is_child() {
-                put(std::process::id(), group)?;
+            if forked.is_child() && put(std::process::id(), group).is_err() {
+                // Nothing of it may run elsewhere; its parent sees it end.
+                // SAFETY: ends this process.
+                unsafe { libc::_exit(1) };
             }
             return Ok(forked);
         }
