@@ -62,6 +62,9 @@ pub struct Job {
     /// The job that was to be done again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub again: Option<JobId>,
+    /// The effect of its deployment's script that ends with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends: Option<Ends>,
     /// Ties everything together that one envelope led to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<TraceId>,
@@ -88,10 +91,21 @@ impl Job {
             unique: None,
             order: None,
             again: None,
+            ends: None,
             trace: None,
             work,
         }
     }
+}
+
+/// Which effect of a script ends with a job: how is written into the journal in the same step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ends {
+    /// Its number.
+    pub call: u64,
+    /// Another job follows if this one succeeds: the effect goes on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub only_failed: bool,
 }
 
 /// 0 is served first.

@@ -35,8 +35,15 @@ pub struct Journal {
     /// What the first attempt saw as `node`: later ones see the same.
     pub facts: Option<NodeFacts>,
     pub steps: BTreeMap<u64, Step>,
-    /// How an effect ended, as the script was told.
-    pub results: BTreeMap<u64, Outcome>,
+    pub results: BTreeMap<u64, Ended>,
+}
+
+/// How an effect ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ended {
+    /// The attempt that ended it, by the lease that it held; none when it never began.
+    pub by: Option<String>,
+    pub outcome: Outcome,
 }
 
 impl Effect {
@@ -100,7 +107,8 @@ impl Journal {
             match &step.effect {
                 Effect::Declare { resource } => declared.push(resource.clone()),
                 Effect::Act { resource, action: Action::Resize { to } } => {
-                    let done = matches!(self.results.get(call), Some(Outcome::Succeeded(_)));
+                    let end = self.results.get(call).map(|ended| &ended.outcome);
+                    let done = matches!(end, Some(Outcome::Succeeded(_)));
                     let of = |r: &&mut DesiredResource| done && &r.name == resource;
                     for resized in declared.iter_mut().filter(of) {
                         // Done with this spec, it was a good one.
@@ -179,9 +187,10 @@ mod tests {
         let size = |journal: &Journal| journal.declared()[0].spec["size"].as_u64().unwrap() >> 20;
         assert!(journal.resizes());
         assert_eq!(size(&journal), 1, "none has ended yet");
-        journal.results.insert(1, Outcome::Succeeded(json!({})));
+        let ended = |outcome| Ended { by: Some("2-0".into()), outcome };
+        journal.results.insert(1, ended(Outcome::Succeeded(json!({}))));
         let failure = Failure::new(Code::InsufficientCapacity, "full");
-        journal.results.insert(2, Outcome::Failed(failure));
+        journal.results.insert(2, ended(Outcome::Failed(failure)));
         assert_eq!(size(&journal), 2);
     }
 

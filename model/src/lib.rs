@@ -48,10 +48,10 @@ pub use ids::{
     Version,
 };
 pub use job::{
-    Action, IllegalJobEvent, Job, JobEvent, JobState, Outcome, Priority, SCRIPT_QUEUE, Work,
+    Action, Ends, IllegalJobEvent, Job, JobEvent, JobState, Outcome, Priority, SCRIPT_QUEUE, Work,
     queue_name,
 };
-pub use journal::{Effect, Journal, Step};
+pub use journal::{Effect, Ended, Journal, Step};
 pub use kind::WorkloadKind;
 pub use operation::OperationDocument;
 pub use phase::{IllegalMove, Move, Phase};

@@ -8,7 +8,7 @@ use rhizome_model::{Code, Failure, Job, JobId, JobState, Outcome};
 use serde::Serialize;
 
 use crate::link::{Call, Link};
-use crate::member::{Identity, Member, Places, is_special};
+use crate::member::{EffectOf, Identity, Member, Places, is_special};
 use crate::record::{Place, parse_state, to_json};
 use crate::stored::encode;
 use crate::{BATCH, Queue, QueueError, keys};
@@ -129,6 +129,7 @@ impl Queue {
         let job = Job {
             id: JobId::again(id),
             again: Some(id),
+            ends: None,
             expires_at: None,
             starts_at: None,
             after: Vec::new(),
@@ -171,6 +172,8 @@ struct Special<'a> {
     expires_at: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     parent: Option<JobId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ends: Option<&'a str>,
     #[serde(skip_serializing_if = "<[JobId]>::is_empty")]
     after: &'a [JobId],
     /// Its outcome, if one that it is after ended otherwise than well.
@@ -192,7 +195,9 @@ pub(crate) fn with_jobs(call: Call, jobs: &[Job]) -> Result<Call, QueueError> {
         let more = keys::more(job.id);
         let order = job.order.as_ref().map_or_else(|| more.clone(), |name| keys::order(name));
         let children = job.parent.map_or_else(|| more.clone(), keys::children);
-        call = call.keys([more, order, children]);
+        let ends = EffectOf::job(job);
+        let journal = ends.as_ref().map_or_else(|| more.clone(), |effect| effect.journal.clone());
+        call = call.keys([more, order, children, journal]);
         call = call.keys(job.after.iter().map(|id| keys::record(*id)));
         let special = Special {
             member: Member { id: job.id, home }.to_string(),
@@ -201,6 +206,7 @@ pub(crate) fn with_jobs(call: Call, jobs: &[Job]) -> Result<Call, QueueError> {
             starts_at: job.starts_at,
             expires_at: job.expires_at,
             parent: job.parent,
+            ends: ends.as_ref().map(|effect| effect.name.as_str()),
             after: &job.after,
             failed: (!job.after.is_empty()).then(|| to_json(&in_vain())).transpose()?,
         };

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use rhizome_model::{DeploymentId, Event, Job, Journal, NodeFacts, Outcome, Step, Task};
+use rhizome_model::{DeploymentId, Ended, Event, Job, Journal, NodeFacts, Outcome, Step, Task};
 
 use crate::events::with_events;
 use crate::jobs::with_jobs;
@@ -13,12 +13,16 @@ use crate::tasks::{amounts, task_keys};
 use crate::{Queue, QueueError, keys};
 
 const FACTS: &str = "facts";
+const VERSION: &str = "version";
+/// In the place of a lease, where there was none.
+const NO_LEASE: &str = "-";
 
 /// What goes into a journal in one step, together with what follows from it. At most 128 of each.
 #[derive(Debug, Clone, Default)]
 pub struct Entries {
     pub facts: Option<NodeFacts>,
     pub steps: Vec<(u64, Step)>,
+    /// Effects that end at once, without a job.
     pub results: Vec<(u64, Outcome)>,
     /// Resources among the steps that are declared.
     pub declared: usize,
@@ -44,9 +48,13 @@ fn read(fields: &HashMap<String, String>) -> Result<Journal, String> {
         let number = |n: &str| n.parse::<u64>().map_err(|e| wrong(&e));
         if field == FACTS {
             journal.facts = Some(serde_json::from_str(text).map_err(|e| wrong(&e))?);
+        } else if field == VERSION {
+            // For the functions: a result belongs to the version that asked for it.
         } else if let Some(call) = field.strip_suffix('=') {
-            let outcome = serde_json::from_str(text).map_err(|e| wrong(&e))?;
-            journal.results.insert(number(call)?, outcome);
+            let (by, outcome) = text.split_once('\n').ok_or_else(|| wrong(&"it is cut off"))?;
+            let outcome = serde_json::from_str(outcome).map_err(|e| wrong(&e))?;
+            let by = (by != NO_LEASE).then(|| by.to_owned());
+            journal.results.insert(number(call)?, Ended { by, outcome });
         } else {
             let step = serde_json::from_str(text).map_err(|e| wrong(&e))?;
             journal.steps.insert(number(field)?, step);
@@ -67,7 +75,8 @@ impl Lease {
             fields.extend([call.to_string(), to_json(step)?]);
         }
         for (call, outcome) in &entries.results {
-            fields.extend([format!("{call}="), to_json(outcome)?]);
+            let ending = format!("{}\n{}", self.token(), to_json(outcome)?);
+            fields.extend([format!("{call}="), ending]);
         }
         self.write_shared("journal", Some(task), |call| {
             let call = call.key(keys::EVENTS).keys(task_keys(&task.deployment));

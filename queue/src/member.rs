@@ -37,6 +37,7 @@ pub(crate) struct Identity {
     pub(crate) member: Member,
     unique: Option<String>,
     order: Option<String>,
+    ends: Option<EffectOf>,
     pub(crate) most: u32,
     /// 0 when it may start at once.
     pub(crate) starts_at: i64,
@@ -50,6 +51,7 @@ impl Identity {
             member: Member { id: job.id, home: keys::home(job) },
             unique: job.unique.clone(),
             order: job.order.clone(),
+            ends: EffectOf::job(job),
             most: job.max_attempts,
             starts_at: job.starts_at.unwrap_or_default(),
             account: job.account.to_string().into(),
@@ -65,7 +67,16 @@ impl Identity {
     /// Of a job whose payload is not there.
     pub(crate) fn of_member(member: Member) -> Self {
         let account = member.home.split(':').nth(1).unwrap_or_default().into();
-        Self { member, unique: None, order: None, most: 1, starts_at: 0, account, plain: false }
+        Self {
+            member,
+            unique: None,
+            order: None,
+            ends: None,
+            most: 1,
+            starts_at: 0,
+            account,
+            plain: false,
+        }
     }
 
     /// Of a job of which nothing is left.
@@ -99,13 +110,35 @@ impl Identity {
     pub(crate) fn write(&self, call: Call) -> Call {
         let record = keys::record(self.id());
         let order = self.order.as_ref().map_or_else(|| record.clone(), |name| keys::order(name));
+        let ends = self.ends.as_ref();
+        let journal = ends.map_or_else(|| record.clone(), |effect| effect.journal.clone());
         call.key(record)
             .key(keys::more(self.id()))
             .key(order)
+            .key(journal)
             .key(keys::dead(self.queue()))
             .arg(self.member.to_string())
             .arg(self.unique.as_deref().unwrap_or_default())
             .arg(self.order.as_deref().unwrap_or_default())
+            .arg(ends.map_or("", |effect| &effect.name))
+    }
+}
+
+/// The effect of a script that ends with a job.
+#[derive(Debug, Clone)]
+pub(crate) struct EffectOf {
+    /// The key.
+    pub(crate) journal: String,
+    /// As the functions read it.
+    pub(crate) name: String,
+}
+
+impl EffectOf {
+    pub(crate) fn job(job: &Job) -> Option<Self> {
+        let (deployment, version, ends) = (job.deployment.as_ref()?, job.version?, job.ends?);
+        let mark = if ends.only_failed { "!" } else { "" };
+        let name = format!("{version} {}{mark}", ends.call);
+        Some(Self { journal: keys::journal(deployment), name })
     }
 }
 
@@ -116,6 +149,7 @@ pub(crate) fn is_special(job: &Job) -> bool {
         || job.starts_at.is_some()
         || job.expires_at.is_some()
         || job.parent.is_some()
+        || job.ends.is_some()
         || !job.after.is_empty()
 }
 

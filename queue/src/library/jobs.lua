@@ -43,16 +43,18 @@ end
 
 -- What is to be known of a job to end or to move it. A job's member is `ID LANE`: it stands for it in
 -- the delayed, in an order, and with those for which it waits. From the arguments: member, unique, the
--- name of its order; keys: record, more, its order (or the record again), dead letters.
-local JOB_KEYS, JOB_ARGS = 4, 3
+-- name of its order, the effect that ends with it (`VERSION N`, with `!` after it unless it succeeds);
+-- keys: record, more, its order, the journal of that effect (or the record again), dead letters.
+local JOB_KEYS, JOB_ARGS = 5, 4
 local function job_of(member, record, more)
   local id, home, queue, account = string.match(member, '^(%x+) ((.+):(%d+):%d)$')
   return { member = member, id = id, home = home, queue = queue, account = account, record = record, more = more }
 end
 local function job_at(KEYS, k, ARGV, a)
   local j = job_of(ARGV[a], KEYS[k], KEYS[k+1])
-  j.unique, j.order_name, j.dead = ARGV[a+1], ARGV[a+2], KEYS[k+3]
+  j.unique, j.order_name, j.ends = ARGV[a+1], ARGV[a+2], ARGV[a+3]
   j.order = j.order_name ~= '' and KEYS[k+2] or nil
+  j.journal, j.dead = KEYS[k+3], KEYS[k+4]
   return j
 end
 
@@ -77,6 +79,15 @@ local function release_others(s, j, state)
   if released then tell(s, 'k', 'released') end
 end
 
+-- The effect of a script that ends with this job: how is in its journal from now on, unless that is
+-- gone, or is the one of another version.
+local function end_effect(j, state, outcome, by)
+  local version, call, only_failed = string.match(j.ends, '^(%d+) (%d+)(!?)$')
+  if not version or only_failed == '!' and state == 'succeeded' then return end
+  if redis.call('HGET', j.journal, 'version') ~= version then return end
+  redis.call('HSETNX', j.journal, call .. '=', (by and by.entry or '-') .. '\n' .. outcome)
+end
+
 -- Ends a job. by: the lease, if it had one.
 local function conclude(s, j, state, attempts, outcome, payload, by, is_dead)
   local ttl = is_dead and DEAD_TTL or RECORD_TTL
@@ -86,6 +97,7 @@ local function conclude(s, j, state, attempts, outcome, payload, by, is_dead)
   redis.call('ZREM', s.delayed, 'x ' .. j.member)
   redis.call('XADD', s.done, 'MAXLEN', '~', DONE_KEPT, '*', 'i', j.id)
   count(s, j.queue, j.account, state, 1)
+  if j.ends ~= '' then end_effect(j, state, outcome, by) end
   if is_dead then redis.call('XADD', j.dead, 'MAXLEN', '~', DEAD_KEPT, '*', 'i', j.id) end
   release_others(s, j, state)
 end
@@ -146,11 +158,12 @@ local function wait_for(s, j, o, KEYS, k)
   return waiting
 end
 
--- Jobs with more than the usual; o says what. Keys from k: more, order, children, the records of the
--- jobs that it is after. Reply: the job in whose place it would be, when it was not taken.
+-- Jobs with more than the usual; o says what. Keys from k: more, order, children, journal, the records
+-- of the jobs that it is after. Reply: the job in whose place it would be, when it was not taken.
 local function submit_special(s, q, home, record, KEYS, k, value, o)
   local j = job_of(o.member, record, KEYS[k])
   j.unique, j.order, j.order_name = o.unique or '', o.order and KEYS[k+1] or nil, o.order
+  j.ends, j.journal = o.ends or '', KEYS[k+3]
   if o.unique and redis.call('HSETNX', s.unique, o.unique, j.id) == 0 then
     return redis.call('HGET', s.unique, o.unique)
   end
@@ -160,7 +173,7 @@ local function submit_special(s, q, home, record, KEYS, k, value, o)
   end
   if o.expires_at then redis.call('ZADD', s.delayed, int(o.expires_at), 'x ' .. o.member) end
   redis.call('HSET', j.more, 't', int(s.at))
-  local waiting = wait_for(s, j, o, KEYS, k + 3)
+  local waiting = wait_for(s, j, o, KEYS, k + 4)
   if not waiting then
     conclude(s, j, 'failed', 0, o.failed, payload_of(value))
   elseif waiting > 0 then
@@ -221,7 +234,7 @@ local function submit_jobs(s, KEYS, k, ARGV, a, anew)
       local lane, entry = put(s, home.queue, home, value)
       redis.call('SET', record, 'q ' .. lane .. ' ' .. entry)
     end
-    k = k + 1 + (o and 3 + #(o.after or {}) or 0)
+    k = k + 1 + (o and 4 + #(o.after or {}) or 0)
     a = a + 3
   end
   return odd

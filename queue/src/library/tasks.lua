@@ -1,8 +1,8 @@
 -- Tasks: one deployment on this node. A hash: v version, ph phase, job, nd how many it declares,
 -- cpu, mem, disk reserved, at, doc the document (none once deleted; what stands beside it counts
 -- instead of what it says of the same), nonce of what was accepted last.
--- Its journal is another hash: N what its script did as its N-th effect, N= how that ended. What the
--- version under way declares is read from there.
+-- Its journal is another hash: the version, N what its script did as its N-th effect, N= how that
+-- ended, after a line that says by which lease. What the version under way declares is read from there.
 -- The sums of what is reserved, and the totals, are one hash: cpu, mem, disk, t-cpu, t-mem, t-disk.
 
 local DIMENSIONS = { 'cpu', 'mem', 'disk' }
@@ -136,7 +136,7 @@ local function journal(KEYS, ARGV)
   reserve(k, t)
   redis.call('HINCRBY', k.task, 'nd', ARGV[11])
   local fields = tonumber(ARGV[12])
-  if fields > 0 then redis.call('HSET', k.journal, unpack(ARGV, 13, 12 + fields)) end
+  if fields > 0 then redis.call('HSET', k.journal, 'version', t.v, unpack(ARGV, 13, 12 + fields)) end
   local at = 13 + fields
   append_events(events, ARGV, at)
   submit_jobs(s, KEYS, base + 4 + TASK_KEYS, ARGV, at + 1 + tonumber(ARGV[at]), false)

@@ -1,7 +1,7 @@
 //! The host of a real evaluation: what a script does is journaled, done and waited for.
 //!
 //! ```text
-//!   effect ─▶ in the journal? ─yes▶ ended there: its result; else: waits for its job
+//!   effect ─▶ in the journal? ─yes▶ ended there: its result; else: waits for its job, whose end writes it
 //!                  └──no──▶ to the writer, with its jobs ─▶ written ─▶ waits for its job
 //! ```
 //!
@@ -62,7 +62,6 @@ pub(super) struct Evaluating {
 
 #[derive(Clone)]
 struct Making {
-    call: u64,
     resource: DesiredResource,
     needs: Vec<Name>,
     made: Made,
@@ -105,10 +104,10 @@ impl Evaluating {
             let making = resources.get(need).ok_or_else(|| absent(need))?;
             after.push(self.operations.make_id(&making.resource));
         }
-        let jobs = self.operations.make_jobs(&resource, self.replaced_by(&resource), after);
+        let jobs = self.operations.make_jobs(call, &resource, self.replaced_by(&resource), after);
         let made = match self.journal.results.get(&call) {
             Some(result) => {
-                let result = value_of(result.clone());
+                let result = value_of(result.outcome.clone());
                 async move { result }.boxed()
             }
             None => {
@@ -120,7 +119,7 @@ impl Evaluating {
         };
         let made = made.shared();
         let name = resource.name.clone();
-        resources.insert(name, Making { call, resource, needs, made, told: false });
+        resources.insert(name, Making { resource, needs, made, told: false });
         Ok(())
     }
 
@@ -141,7 +140,7 @@ impl Evaluating {
             return Ok(None);
         }
         let (written, answer) = oneshot::channel();
-        put(&self.inbox, Entry::Begin { call, effect: effect(), jobs, written })?;
+        put(&self.inbox, Entry { call, effect: effect(), jobs, written })?;
         Ok(Some(answer))
     }
 
@@ -187,20 +186,17 @@ impl Evaluating {
         Err(Unmade::Failed(failure))
     }
 
-    /// Notes what the script is told, and tells it.
-    fn tell(&self, call: u64, result: Result<Value, Unmade>) -> Result<Value, HostError> {
-        let outcome = match &result {
-            Ok(value) => Outcome::Succeeded(value.clone()),
-            Err(Unmade::Failed(failure)) => Outcome::Failed(failure.clone()),
+    /// Tells the script, within its limit.
+    fn tell(&self, result: Result<Value, Unmade>) -> Result<Value, HostError> {
+        let json = match &result {
+            Ok(value) => serde_json::to_string(value),
+            Err(Unmade::Failed(failure)) => serde_json::to_string(failure),
             Err(Unmade::Lost(error)) => return Err(self.lost(error.clone())),
         };
-        let bytes = serde_json::to_string(&outcome).map_or(0, |json| json.len());
+        let bytes = json.map_or(0, |json| json.len());
         if self.told.fetch_add(bytes, Ordering::Relaxed) + bytes > MOST_TOLD {
             let message = format!("the script reads more than {} MiB", MOST_TOLD >> 20);
             return Err(HostError::Fatal(Failure::new(Code::ScriptLimit, message)));
-        }
-        if !self.journal.results.contains_key(&call) {
-            put(&self.inbox, Entry::End { call, outcome })?;
         }
         result.map_err(|unmade| match unmade {
             Unmade::Failed(failure) => HostError::Failed(failure),
@@ -275,7 +271,7 @@ impl Host for Evaluating {
         if let Some(making) = locked(&self.resources).get_mut(name) {
             making.told = true;
         }
-        self.tell(making.call, result)
+        self.tell(result)
     }
 
     async fn act(&self, call: u64, name: &Name, action: Action) -> Result<Value, HostError> {
@@ -284,17 +280,17 @@ impl Host for Evaluating {
             if let Some(making) = locked(&self.resources).get_mut(name) {
                 making.told = true;
             }
-            return self.tell(making.call, Err(unmade));
+            return self.tell(Err(unmade));
         }
         let effect = Effect::Act { resource: name.clone(), action: action.clone() };
         let replayed = self.journal.replay(call, &effect).map_err(HostError::Fatal)?.is_some();
         if let Some(result) = self.journal.results.get(&call) {
-            return self.tell(call, value_of(result.clone()));
+            return self.tell(value_of(result.outcome.clone()));
         }
         let jobs = vec![self.operations.act_job(call, &making.resource, action)];
         let written = self.begin(call, replayed, jobs.clone(), || effect)?;
         let result = self.ended(written, jobs).await;
-        self.tell(call, result)
+        self.tell(result)
     }
 
     async fn secret(&self, name: &str) -> Result<String, HostError> {

@@ -3,8 +3,8 @@
 
 use futures_util::future::try_join_all;
 use rhizome_model::{
-    Action, Code, DeploymentId, DesiredResource, Failure, Job, JobId, JobState, Outcome, Priority,
-    TraceId, Version, Work, queue_name,
+    Action, Code, DeploymentId, DesiredResource, Ends, Failure, Job, JobId, JobState, Outcome,
+    Priority, TraceId, Version, Work, queue_name,
 };
 use rhizome_queue::{Lease, Queue, QueueError};
 use serde_json::Value;
@@ -60,6 +60,7 @@ impl Operations {
     /// is one, and after others.
     pub(super) fn make_jobs(
         &self,
+        call: u64,
         resource: &DesiredResource,
         replaced: Option<&DesiredResource>,
         mut after: Vec<JobId>,
@@ -70,10 +71,12 @@ impl Operations {
                 JobId::derived(&self.deployment, self.version, &format!("replace {}", old.name));
             let work =
                 Work::Delete { kind: old.kind, id: self.deployment.resource(old.name.clone()) };
-            jobs.push(self.job(id, old, work));
+            let ends = Some(Ends { call, only_failed: true });
+            jobs.push(Job { ends, ..self.job(id, old, work) });
             after.push(id);
         }
-        jobs.push(Job { after, ..self.ensure_job(resource, self.make_id(resource)) });
+        let ends = Some(Ends { call, only_failed: false });
+        jobs.push(Job { after, ends, ..self.ensure_job(resource, self.make_id(resource)) });
         jobs
     }
 
@@ -81,7 +84,8 @@ impl Operations {
     pub(super) fn act_job(&self, call: u64, resource: &DesiredResource, action: Action) -> Job {
         let id = self.deployment.resource(resource.name.clone());
         let job_id = JobId::derived(&self.deployment, self.version, &format!("act {call}"));
-        self.job(job_id, resource, Work::Act { kind: resource.kind, id, action })
+        let ends = Some(Ends { call, only_failed: false });
+        Job { ends, ..self.job(job_id, resource, Work::Act { kind: resource.kind, id, action }) }
     }
 
     /// How the last of these jobs ends. They were submitted; if that is so long ago that nobody

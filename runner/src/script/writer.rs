@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   host ─▶ inbox ─▶ writer: all that is there ─▶ one step in redis-server: what the script does,
-//!                                                 how earlier effects ended, their jobs, events
+//!                                                 its jobs, events
 //! ```
 //!
-//! Nothing is done for an effect before it is written: its job comes into being in the same step.
-//! How an effect ended travels with the next one; until then its job's record knows it.
+//! Nothing is done for an effect before it is written: its job comes into being in the same step. How
+//! it ended is written in the step that ends its job ([`rhizome_model::Ends`]).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -25,12 +25,13 @@ use super::event;
 /// Entries that are written in one step.
 const TOGETHER: usize = 64;
 
-/// One thing to write.
-pub(super) enum Entry {
-    /// An effect that begins, and the jobs that it takes. The answer is the refusal, if it is refused.
-    Begin { call: u64, effect: Effect, jobs: Vec<Job>, written: oneshot::Sender<Option<Failure>> },
-    /// How one ended, as the script was told.
-    End { call: u64, outcome: Outcome },
+/// An effect that begins, and the jobs that it takes.
+pub(super) struct Entry {
+    pub(super) call: u64,
+    pub(super) effect: Effect,
+    pub(super) jobs: Vec<Job>,
+    /// The answer is the refusal, if it is refused.
+    pub(super) written: oneshot::Sender<Option<Failure>>,
 }
 
 /// The host's end.
@@ -72,18 +73,14 @@ impl<'a> Writer<'a> {
             {
                 batch.push(more);
             }
-            // Ends wait for what begins next: until then their jobs' records know them.
-            let begins = batch.iter().any(|entry| matches!(entry, Entry::Begin { .. }));
-            if begins || batch.len() >= TOGETHER {
-                self.write_batch(&mut batch).await?;
-            }
+            self.write_batch(&mut batch).await?;
         }
-        if batch.is_empty() { Ok(()) } else { self.write_batch(&mut batch).await }
+        Ok(())
     }
 
     async fn write_batch(&mut self, batch: &mut Vec<Entry>) -> Result<(), QueueError> {
         match self.write(batch).await {
-            Ok(()) => batch.drain(..).for_each(accepted),
+            Ok(()) => batch.drain(..).for_each(|entry| answer(entry.written, None)),
             Err(QueueError::Shortfall(_)) => {
                 for entry in batch.drain(..) {
                     self.write_one(entry).await?;
@@ -107,15 +104,13 @@ impl<'a> Writer<'a> {
     async fn write_one(&mut self, entry: Entry) -> Result<(), QueueError> {
         let shortfall = match self.write(std::slice::from_ref(&entry)).await {
             Ok(()) => {
-                accepted(entry);
+                answer(entry.written, None);
                 return Ok(());
             }
             Err(QueueError::Shortfall(shortfall)) => shortfall,
             Err(error) => return Err(error),
         };
-        let Entry::Begin { call, effect, written, .. } = entry else {
-            return Err(QueueError::Shortfall(shortfall));
-        };
+        let Entry { call, effect, written, .. } = entry;
         let message = format!("the node is too full: {shortfall}");
         let failure = Failure::new(Code::InsufficientCapacity, message);
         let mut entries = self.entries_of(&[]);
@@ -126,8 +121,7 @@ impl<'a> Writer<'a> {
         self.lease.journal(&self.task, &entries).await?;
         self.facts = None;
         self.task.declared.extend(declared);
-        // Whoever asked may be gone.
-        let _ = written.send(Some(failure));
+        answer(written, Some(failure));
         Ok(())
     }
 
@@ -135,14 +129,15 @@ impl<'a> Writer<'a> {
         let mut task = self.task.clone();
         let mut demand = self.demand.clone();
         let mut entries = self.entries_of(batch);
-        let declared: Vec<_> = batch.iter().filter_map(declared_by).cloned().collect();
+        let declared: Vec<_> =
+            batch.iter().filter_map(|entry| resource_of(&entry.effect)).cloned().collect();
         for resource in &declared {
             // Its spec was checked when it was declared.
             demand.add(resource).map_err(|e| QueueError::Refused(e.to_string()))?;
         }
         for entry in batch {
-            self.resizes |= is_resize(entry);
-            self.demand_of_resize(&mut demand, entry);
+            self.resizes |= entry.effect.resizes();
+            self.demand_of_resize(&mut demand, &entry.effect);
         }
         task.reserved = larger(task.reserved, demand.total());
         task.updated_at = clock::now_ms();
@@ -160,8 +155,8 @@ impl<'a> Writer<'a> {
     }
 
     /// A size that makes no sense the runner refuses, which does it.
-    fn demand_of_resize(&self, demand: &mut Demand, entry: &Entry) {
-        let Entry::Begin { effect: Effect::Act { resource, action }, .. } = entry else { return };
+    fn demand_of_resize(&self, demand: &mut Demand, effect: &Effect) {
+        let Effect::Act { resource, action } = effect else { return };
         let Action::Resize { to } = action else { return };
         let Some(from) = self.task.declared.iter().find(|r| &r.name == resource) else { return };
         if let Ok(spec) = from.kind.resized(&from.spec, to) {
@@ -186,16 +181,11 @@ impl<'a> Writer<'a> {
 
     fn entries_of(&self, batch: &[Entry]) -> Entries {
         let mut entries = Entries { facts: self.facts.clone(), ..Entries::default() };
-        for entry in batch {
-            match entry {
-                Entry::End { call, outcome } => entries.results.push((*call, outcome.clone())),
-                Entry::Begin { call, effect, jobs, .. } => {
-                    entries.declared += usize::from(resource_of(effect).is_some());
-                    entries.jobs.extend(jobs.iter().cloned());
-                    entries.events.extend(self.said(effect).map(|what| event(&self.task, what)));
-                    entries.steps.push((*call, self.step(effect.clone())));
-                }
-            }
+        for Entry { call, effect, jobs, .. } in batch {
+            entries.declared += usize::from(resource_of(effect).is_some());
+            entries.jobs.extend(jobs.iter().cloned());
+            entries.events.extend(self.said(effect).map(|what| event(&self.task, what)));
+            entries.steps.push((*call, self.step(effect.clone())));
         }
         entries
     }
@@ -217,28 +207,15 @@ impl<'a> Writer<'a> {
     }
 }
 
-fn accepted(entry: Entry) {
-    if let Entry::Begin { written, .. } = entry {
-        // Whoever asked may be gone.
-        let _ = written.send(None);
-    }
+fn answer(written: oneshot::Sender<Option<Failure>>, refusal: Option<Failure>) {
+    // Whoever asked may be gone.
+    let _ = written.send(refusal);
 }
 
 fn resource_of(effect: &Effect) -> Option<&DesiredResource> {
     match effect {
         Effect::Declare { resource } => Some(resource),
         Effect::Act { .. } | Effect::Log { .. } => None,
-    }
-}
-
-fn is_resize(entry: &Entry) -> bool {
-    matches!(entry, Entry::Begin { effect, .. } if effect.resizes())
-}
-
-fn declared_by(entry: &Entry) -> Option<&DesiredResource> {
-    match entry {
-        Entry::Begin { effect, .. } => resource_of(effect),
-        Entry::End { .. } => None,
     }
 }
 

@@ -10,8 +10,8 @@ use rhizome_chaos::server::Server;
 use rhizome_identity::SigningKey;
 use rhizome_model::{
     AccountId, Bytes, Capacity, Code, Cpu, DeploymentDocument, DeploymentId, Failure, FarmId, Job,
-    JobId, Limits, NodeFacts, NodeId, Outcome, Phase, Placement, Policy, SCRIPT_QUEUE, Task,
-    Version, What, Work, WorkloadKind, payload_type, queue_name,
+    JobId, Journal, Limits, NodeFacts, NodeId, Outcome, Phase, Placement, Policy, SCRIPT_QUEUE,
+    Task, Version, What, Work, WorkloadKind, payload_type, queue_name,
 };
 use rhizome_queue::{Accept, Acceptance, Durability, Lease, Queue, RunnerOptions};
 use rhizome_runner::RunnerConfig;
@@ -166,14 +166,30 @@ impl World {
 
     /// Until the script of a task has begun its effect of this number.
     pub async fn until_journaled(&self, name: &str, call: u64) {
+        self.until_journal(name, |journal| journal.steps.contains_key(&call)).await;
+    }
+
+    /// Until its journal says how that effect ended.
+    pub async fn until_answered(&self, name: &str, call: u64) {
+        self.until_journal(name, |journal| journal.results.contains_key(&call)).await;
+    }
+
+    async fn until_journal(&self, name: &str, is_so: impl Fn(&Journal) -> bool) {
         let id = DeploymentId { account: AccountId(1), name: name.parse().unwrap() };
         for _ in 0..2000 {
-            if self.queue.journal(&id).await.unwrap().steps.contains_key(&call) {
+            if is_so(&self.queue.journal(&id).await.unwrap()) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        panic!("{name} never came to its effect {call}");
+        panic!("{name} never came that far");
+    }
+
+    /// Nothing is known any more of the job that did this action: an hour is over.
+    pub fn forget_act(&self, name: &str, call: u64) {
+        let id = DeploymentId { account: AccountId(1), name: name.parse().unwrap() };
+        let job = JobId::derived(&id, Version(1), &format!("act {call}"));
+        assert_eq!(self.redis(&["DEL", &format!("{{n}}:job:{job}")]), "1");
     }
 
     /// Writes into the journal of a task what its script did not do.
