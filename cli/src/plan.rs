@@ -145,8 +145,7 @@ fn compare(
 ) -> Result<NodePlan, Failure> {
     let unseen = plan.unseen(&document.script);
     let comparison = Comparison::new(&base.resources, &plan.resources, unseen, &document.policy)?;
-    let lost = comparison.at_risk.iter().map(|r| r.name.clone());
-    let lost: Vec<Name> = lost.filter(|name| base.holding.contains(name)).collect();
+    let taken = comparison.check(&base.observed);
     let addresses = addresses(deployment, &base.facts, &plan)?;
     let rows = comparison.rows.into_iter().map(|row| {
         let address = match row.step {
@@ -156,8 +155,7 @@ fn compare(
         Row { row, address }
     });
     let node = node_plan(plan, rows.collect(), Some(base))?;
-    let refused = admit(deployment, base, document.version, node.reserved)
-        .and_then(|()| Comparison::data_loss(&lost));
+    let refused = admit(deployment, base, document.version, node.reserved).and_then(|()| taken);
     Ok(NodePlan { failure: refused.err(), ..node })
 }
 
@@ -238,7 +236,15 @@ mod tests {
         DesiredResource { name: name.parse().unwrap(), kind: WorkloadKind::Volume, spec, line: 1 }
     }
 
-    fn base(resources: Vec<DesiredResource>, holding: &[&str]) -> PlanBase {
+    /// A node that has these, and of the volumes that are named so many MiB in use; nothing of others.
+    fn base(resources: Vec<DesiredResource>, holding: &[(&str, u64)]) -> PlanBase {
+        let observed = resources.iter().map(|r| {
+            let held = holding.iter().find(|(name, _)| r.name.as_str() == *name);
+            let status =
+                held.map(|(_, mib)| json!({ "size": 0, "used": mib << 20, "empty": false }));
+            (r.name.clone(), status.unwrap_or_default())
+        });
+        let observed = observed.collect();
         let capacity =
             Capacity { cpu: Cpu::cores(1), memory: Bytes::mib(64), disk: Bytes::mib(64) };
         PlanBase {
@@ -253,7 +259,7 @@ mod tests {
             phase: Some(Phase::Ready),
             available: capacity,
             resources,
-            holding: holding.iter().map(|name| name.parse().unwrap()).collect(),
+            observed,
         }
     }
 
@@ -276,11 +282,13 @@ mod tests {
 
     #[test]
     fn what_the_node_would_refuse_is_foretold() {
-        let full = base(vec![volume("data", 32)], &["data"]);
+        let full = base(vec![volume("data", 32)], &[("data", 9)]);
         let keeps = || plan_of(vec![volume("data", 32)]);
         assert_eq!(refused(&full, 2, keeps()), None);
         assert_eq!(refused(&full, 1, keeps()), Some(Code::StaleVersion));
         assert_eq!(refused(&full, 2, plan_of(vec![])), Some(Code::DataLoss));
+        assert_eq!(refused(&full, 2, plan_of(vec![volume("data", 9)])), None);
+        assert_eq!(refused(&full, 2, plan_of(vec![volume("data", 8)])), Some(Code::BelowUse));
         let more = plan_of(vec![volume("data", 32), volume("more", 40)]);
         assert_eq!(refused(&full, 2, more), Some(Code::InsufficientCapacity));
         let busy = PlanBase { phase: Some(Phase::Running), ..full };

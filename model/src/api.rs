@@ -80,8 +80,10 @@ pub struct PlanBase {
     pub available: Capacity,
     /// What the node keeps so.
     pub resources: Vec<DesiredResource>,
-    /// Of these, the ones that hold data, or of which that could not be found out in time.
-    pub holding: Vec<Name>,
+    /// How these are; null where there is nothing of one. One that could not be found out in time is
+    /// not here.
+    #[schema(value_type = std::collections::BTreeMap<String, Option<Object>>)]
+    pub observed: crate::Observed,
 }
 
 /// Which nodes shall have a deployment, before it is signed.

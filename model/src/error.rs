@@ -135,6 +135,8 @@ codes! {
     InsufficientCapacity = 409 Refused,
     /// It would delete or replace what holds data, and its policy does not allow that.
     DataLoss = 409 Refused,
+    /// It would shrink a resource below what it holds.
+    BelowUse = 409 Refused,
 
     // Making it so
     /// The image is not there.

@@ -55,6 +55,6 @@ pub use journal::{Effect, Ended, Journal, Step};
 pub use kind::WorkloadKind;
 pub use operation::OperationDocument;
 pub use phase::{IllegalMove, Move, Phase};
-pub use plan::{Comparison, PlanRow, PlanStep};
+pub use plan::{Comparison, Observed, PlanRow, PlanStep};
 pub use quantity::{Bytes, Cpu, QuantityError};
 pub use task::{Demand, Desired, DesiredResource, Limits, NodeFacts, Task};

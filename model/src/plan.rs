@@ -4,12 +4,14 @@
 //! ```text
 //!   desired now ─┐                    ┌─▶ rows: create, update, replace, unchanged, delete
 //!   planned     ─┼─▶ Comparison::new ─┤
-//!   policy      ─┘                    └─▶ what would lose its data, if it holds any
+//!   policy      ─┘                    └─▶ what would lose its data, or has no room for it any more,
+//!                                         if it holds any: `check` with what was observed
 //! ```
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::kind::{Change, FieldChange};
 use crate::secret::{mask, mask_after};
@@ -53,7 +55,13 @@ pub struct Comparison {
     pub rows: Vec<PlanRow>,
     /// What would go although it can hold data and the policy does not name it, by name.
     pub at_risk: Vec<DesiredResource>,
+    /// What would shrink in place: as it is, and as it would be.
+    pub shrinking: Vec<(DesiredResource, DesiredResource)>,
 }
+
+/// The status of resources by name, null where there is nothing of one. One that is not here could not
+/// be found out.
+pub type Observed = BTreeMap<Name, Value>;
 
 impl Comparison {
     /// `unseen` is the source of a script whose plan ended before the script did. What such a plan
@@ -68,12 +76,17 @@ impl Comparison {
         let mut left: BTreeMap<&Name, &DesiredResource> =
             desired.iter().map(|r| (&r.name, r)).collect();
         let mut rows = Vec::with_capacity(planned.len());
-        let mut lost = Vec::new();
+        let (mut lost, mut shrinking) = (Vec::new(), Vec::new());
         for new in planned {
             let old = left.remove(&new.name);
             let step = step(old, new)?;
             if let (PlanStep::Replace { .. }, Some(old)) = (&step, old) {
                 lost.push(old);
+            }
+            if let (PlanStep::Update { .. }, Some(old)) = (&step, old)
+                && new.kind.shrinks(&old.spec, &new.spec)?
+            {
+                shrinking.push((old.clone(), new.clone()));
             }
             rows.push(PlanRow { name: new.name.clone(), kind: new.kind, step });
         }
@@ -89,7 +102,37 @@ impl Comparison {
         }
         lost.retain(|r| r.kind.keeps_data() && !policy.allow_data_loss.contains(&r.name));
         lost.sort_by_key(|r| &r.name);
-        Ok(Self { at_risk: lost.into_iter().cloned().collect(), rows })
+        Ok(Self { at_risk: lost.into_iter().cloned().collect(), rows, shrinking })
+    }
+
+    /// The resources on whose state it depends whether the version is taken.
+    pub fn to_observe(&self) -> Vec<DesiredResource> {
+        let shrinking = self.shrinking.iter().map(|(old, _)| old);
+        self.at_risk.iter().chain(shrinking).cloned().collect()
+    }
+
+    /// Refuses a version that would lose data which its policy does not give up, or that shrinks what
+    /// holds more. What could not be found out counts as holding data, and as small enough: whoever
+    /// shrinks it looks again.
+    pub fn check(&self, observed: &Observed) -> Result<(), Failure> {
+        let holds = |r: &&DesiredResource| holds_data(r, observed.get(&r.name));
+        let holding: Vec<Name> =
+            self.at_risk.iter().filter(holds).map(|r| r.name.clone()).collect();
+        Self::data_loss(&holding)?;
+        let mut refused = Vec::new();
+        for (old, new) in &self.shrinking {
+            let Some(status) = observed.get(&old.name).filter(|s| !s.is_null()) else { continue };
+            match new.kind.fits(&old.spec, &new.spec, status) {
+                Err(failure) if failure.code == Code::BelowUse => {
+                    refused.push(format!("'{}': {}", new.name, failure.message));
+                }
+                fits => fits?,
+            }
+        }
+        if refused.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::new(Code::BelowUse, refused.join("; ")))
     }
 
     /// The refusal of a version that would lose the data of these; none when there are none.
@@ -109,6 +152,14 @@ impl Comparison {
             flags.join(" ")
         );
         Err(Failure::new(Code::DataLoss, message))
+    }
+}
+
+fn holds_data(resource: &DesiredResource, status: Option<&Value>) -> bool {
+    match status {
+        Some(Value::Null) => false,
+        Some(status) => resource.kind.holds_data(status).unwrap_or(true),
+        None => true,
     }
 }
 
@@ -143,7 +194,7 @@ fn step(old: Option<&DesiredResource>, new: &DesiredResource) -> Result<PlanStep
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
     use crate::secret::secret_token;
@@ -252,5 +303,47 @@ mod tests {
         for part in ["a, b", r#""allow_data_loss": ["a", "b"]"#, "--allow-data-loss b"] {
             assert!(failure.message.contains(part), "{}", failure.message);
         }
+    }
+
+    #[test]
+    fn only_what_is_known_to_be_empty_holds_nothing() {
+        let data = volume("data", 1);
+        let snapshots = json!([{ "name": "before", "taken_at": 1 }]);
+        for (status, holds) in [
+            (Some(json!(null)), false),
+            (Some(json!({ "size": 1, "used": 16384, "empty": true })), false),
+            (Some(json!({ "size": 1, "used": 16384, "empty": false })), true),
+            (Some(json!({ "size": 1, "used": 16384 })), true),
+            (Some(json!({ "size": 1, "used": 1, "empty": true, "snapshots": snapshots })), true),
+            (None, true),
+        ] {
+            assert_eq!(holds_data(&data, status.as_ref()), holds, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn what_holds_more_does_not_shrink_and_all_of_it_is_told() {
+        let old = [volume("a", 8), volume("b", 8), volume("c", 8), volume("d", 8)];
+        let new = [volume("a", 2), volume("b", 2), volume("c", 2), volume("d", 9)];
+        let comparison = compare(&old, &new);
+        let asked: Vec<_> = comparison.to_observe().into_iter().map(|r| r.name).collect();
+        assert_eq!(asked.iter().map(Name::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
+        let used = |mib: u64| json!({ "size": 8u64 << 20, "used": mib << 20, "empty": false });
+        let see = |name: &str, status: Value| (name.parse().unwrap(), status);
+        let observed: Observed =
+            [see("a", used(3)), see("b", used(2)), see("d", used(8))].into_iter().collect();
+        let failure = comparison.check(&observed).unwrap_err();
+        assert_eq!(failure.code, Code::BelowUse);
+        assert!(
+            failure.message.starts_with("'a': the volume holds 3.0 MiB"),
+            "{}",
+            failure.message
+        );
+        assert!(!failure.message.contains("'b'"), "{}", failure.message);
+        let observed = [see("a", used(5)), see("c", used(4))].into_iter().collect();
+        let message = comparison.check(&observed).unwrap_err().message;
+        assert!(message.contains("'a'") && message.contains("; 'c'"), "{message}");
+        let observed = [see("a", used(1)), see("c", json!(null))].into_iter().collect();
+        assert_eq!(comparison.check(&observed), Ok(()), "b could not be found out");
     }
 }

@@ -193,7 +193,7 @@ impl Runner {
             }
             Work::Keep { kind, id, spec } => Ok(self.keep(lease, *kind, id, spec).await?),
             Work::Observe { kind, id } => {
-                Ok(self.workload(*kind)?.observe(id).await?.unwrap_or(Value::Null))
+                Ok(self.workload(*kind)?.observe_exactly(id).await?.unwrap_or(Value::Null))
             }
             Work::Delete { kind, id } => {
                 self.keep_data(*kind, id).await?;

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::btrfs::Counted;
 use crate::error::{During, Result, SalError, shown};
 use crate::files;
-use crate::machine::{VOLUME_DISK, size_in};
+use crate::machine::VOLUME_DISK;
 use crate::node::{NEW, Node};
 use crate::sal;
 use crate::workload::{Found, Sink, no_such_action};
@@ -59,9 +59,18 @@ impl crate::workload::Driver for Driver {
             }
         };
         if done != Done::Unchanged {
-            self.resize(id, spec.size, limit)?;
+            store.limit(&path, Counted::Referenced, spec.size)?;
         }
         Ok((self.status(id, spec.size, used)?, done))
+    }
+
+    fn applied(&self, id: &ResourceId) -> Result<Option<VolumeSpec>> {
+        let path = self.node.volume(id);
+        if !self.node.store.has(&path) {
+            return Ok(None);
+        }
+        let (_, limit) = self.node.store.usage(&path, Counted::Referenced)?;
+        Ok(limit.map(|size| VolumeSpec { size }))
     }
 
     fn observe(&self, id: &ResourceId) -> Result<Option<VolumeStatus>> {
@@ -153,33 +162,9 @@ impl Driver {
     }
 
     fn status(&self, id: &ResourceId, size: Bytes, used: Bytes) -> Result<VolumeStatus> {
-        let empty = files::is_empty(&self.node.volume(id))?;
-        Ok(VolumeStatus { size, used, empty, snapshots: self.snapshots(id)? })
-    }
-
-    fn resize(&self, id: &ResourceId, size: Bytes, from: Option<Bytes>) -> Result<()> {
-        let (store, path) = (&self.node.store, self.node.volume(id));
-        if from.is_some_and(|f| size < f) {
-            let disk = fs::metadata(path.join(VOLUME_DISK)).map_or(0, |meta| meta.len());
-            if disk > size_in(size).0 {
-                let message = format!(
-                    "volume {id} is a disk of {}, which cannot shrink to a volume of {size}: declare another one",
-                    Bytes(disk)
-                );
-                return Err(SalError::new(Code::QuotaExceeded, message));
-            }
-            // What is written but not yet on disk counts too.
-            store.sync()?;
-            let (used, _) = store.usage(&path, Counted::Referenced)?;
-            if used > size {
-                return Err(SalError::new(
-                    Code::QuotaExceeded,
-                    format!(
-                        "volume {id} holds {used} with its snapshots and cannot shrink to {size}: remove files or snapshots first"
-                    ),
-                ));
-            }
-        }
-        store.limit(&path, Counted::Referenced, size)
+        let path = self.node.volume(id);
+        let empty = files::is_empty(&path)?;
+        let disk = fs::metadata(path.join(VOLUME_DISK)).ok().map(|meta| Bytes(meta.len()));
+        Ok(VolumeStatus { size, used, empty, snapshots: self.snapshots(id)?, disk })
     }
 }

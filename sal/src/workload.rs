@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use rhizome_model::kind::Kind;
+use rhizome_model::kind::{Change, Kind, change};
 use rhizome_model::{Action, Code, Done, Drift, Drifted, Repair, ResourceId, WorkloadKind};
 use serde::Deserialize;
 use serde_json::Value;
@@ -39,6 +39,11 @@ pub trait Workload: Send + Sync {
     -> std::result::Result<Ensured, SalError>;
     /// How it is; `None` when there is nothing of it.
     async fn observe(&self, id: &ResourceId) -> std::result::Result<Option<Value>, SalError>;
+    /// The same, with all counted that was written before.
+    async fn observe_exactly(
+        &self,
+        id: &ResourceId,
+    ) -> std::result::Result<Option<Value>, SalError>;
     /// Makes it be gone, with all that is left of it.
     async fn delete(&self, id: &ResourceId) -> std::result::Result<(), SalError>;
     /// Everything of this kind with our mark, whole or half, read from the system itself.
@@ -109,6 +114,8 @@ pub(crate) trait Driver: Send + Sync + 'static {
     }
 
     fn ensure(&self, id: &ResourceId, spec: &Spec<Self>) -> Result<(Status<Self>, Done)>;
+    /// The spec that it is as; `None` when there is nothing of it, or only half of it.
+    fn applied(&self, id: &ResourceId) -> Result<Option<Spec<Self>>>;
     fn observe(&self, id: &ResourceId) -> Result<Option<Status<Self>>>;
     fn delete(&self, id: &ResourceId) -> Result<()>;
     fn list(&self) -> Result<Vec<ResourceId>>;
@@ -188,10 +195,10 @@ impl<D: Driver> Adapter<D> {
 #[async_trait]
 impl<D: Driver> Workload for Adapter<D> {
     async fn ensure(&self, id: &ResourceId, spec: &Value) -> Result<Ensured> {
-        let spec = parse::<D>(id, spec)?;
-        let id = id.clone();
+        let (id, spec, node) = (id.clone(), parse::<D>(id, spec)?, self.node.clone());
         self.run(move |driver, lock| {
             let _lock = lock(&id)?;
+            has_room(driver, &node, &id, &spec)?;
             let (status, done) = driver.ensure(&id, &spec)?;
             Ok(Ensured { status: to_value(status)?, done })
         })
@@ -201,6 +208,15 @@ impl<D: Driver> Workload for Adapter<D> {
     async fn observe(&self, id: &ResourceId) -> Result<Option<Value>> {
         let id = id.clone();
         self.run(move |driver, _| driver.observe(&id)?.map(to_value).transpose()).await
+    }
+
+    async fn observe_exactly(&self, id: &ResourceId) -> Result<Option<Value>> {
+        let (id, node) = (id.clone(), self.node.clone());
+        self.run(move |driver, _| {
+            node.store.sync()?;
+            driver.observe(&id)?.map(to_value).transpose()
+        })
+        .await
     }
 
     async fn delete(&self, id: &ResourceId) -> Result<()> {
@@ -258,6 +274,19 @@ impl<D: Driver> Workload for Adapter<D> {
         })
         .await
     }
+}
+
+/// Refuses a spec that shrinks a resource below what it holds.
+fn has_room<D: Driver>(driver: &D, node: &Node, id: &ResourceId, spec: &Spec<D>) -> Result<()> {
+    let Some(old) = driver.applied(id)? else { return Ok(()) };
+    let in_place = matches!(change::<D::Kind>(&old, spec), Change::Update(_));
+    if !in_place || !D::Kind::shrinks(&old, spec) {
+        return Ok(());
+    }
+    node.store.sync()?;
+    let Some(status) = driver.observe(id)? else { return Ok(()) };
+    D::Kind::fits(&old, spec, &status)
+        .map_err(|why| SalError::new(Code::BelowUse, format!("{id}: {why}")))
 }
 
 fn parse<D: Driver>(id: &ResourceId, spec: &Value) -> Result<Spec<D>> {

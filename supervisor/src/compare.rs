@@ -6,7 +6,7 @@ use std::time::Duration;
 use rhizome_engine::Plan;
 use rhizome_model::api::PlanBase;
 use rhizome_model::{
-    Comparison, DeploymentDocument, DeploymentId, DesiredResource, Failure, Job, JobId, Name,
+    Comparison, DeploymentDocument, DeploymentId, DesiredResource, Failure, Job, JobId, Observed,
     Outcome, Priority, Work, queue_name,
 };
 use rhizome_service::clock;
@@ -14,13 +14,13 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::Supervisor;
 
-/// A look into a volume takes milliseconds. One that waits longer stands behind work that somebody
-/// else should hear of: the data counts as there.
+/// A look takes milliseconds. One that waits longer stands behind work that somebody else should hear
+/// of.
 const LOOK: Duration = Duration::from_secs(5);
 
 impl Supervisor {
-    /// Refuses a version that would lose data which its policy does not give up.
-    pub(crate) async fn keep_data(
+    /// Refuses a version for what the resources hold that it deletes, replaces or shrinks.
+    pub(crate) async fn check_state(
         &self,
         deployment: &DeploymentId,
         desired: &[DesiredResource],
@@ -29,8 +29,8 @@ impl Supervisor {
     ) -> Result<(), Failure> {
         let unseen = plan.unseen(&document.script);
         let comparison = Comparison::new(desired, &plan.resources, unseen, &document.policy)?;
-        let holding = self.holding(deployment, &comparison.at_risk).await?;
-        Comparison::data_loss(&holding)
+        let observed = self.observe(deployment, &comparison.to_observe()).await?;
+        comparison.check(&observed)
     }
 
     /// What a plan of the next version needs to know of this node.
@@ -39,50 +39,37 @@ impl Supervisor {
         let current = task.as_ref().map(|t| (t.version, t.phase));
         let (reserved, resources) =
             task.map(|t| (t.reserved, t.desired.resources)).unwrap_or_default();
-        let keeps: Vec<_> = resources.iter().filter(|r| r.kind.keeps_data()).cloned().collect();
         Ok(PlanBase {
             facts: self.facts.clone(),
             limits: self.limits,
             version: current.map(|(version, _)| version),
             phase: current.map(|(_, phase)| phase),
             available: self.usage().await?.free.saturating_add(reserved),
-            holding: self.holding(deployment, &keeps).await?,
+            observed: self.observe(deployment, &resources).await?,
             resources,
         })
     }
 
-    /// Those that hold data. One of which that cannot be found out in time counts as holding some.
-    async fn holding(
+    /// How they are. One that cannot be found out in time is left out.
+    async fn observe(
         &self,
         deployment: &DeploymentId,
         resources: &[DesiredResource],
-    ) -> Result<Vec<Name>, Failure> {
+    ) -> Result<Observed, Failure> {
         let jobs: Vec<_> = resources.iter().map(|r| look(deployment, r)).collect();
         self.queue.submit(&jobs).await?;
         let deadline = Instant::now() + LOOK;
-        let mut holding = Vec::new();
+        let mut observed = Observed::new();
         for (resource, job) in resources.iter().zip(&jobs) {
-            let outcome = match timeout_at(deadline, self.queue.wait(job.id)).await {
-                Ok(outcome) => Some(outcome?),
-                Err(_) => {
-                    self.queue.cancel(job.id).await?;
-                    None
+            match timeout_at(deadline, self.queue.wait(job.id)).await {
+                Ok(Ok(Outcome::Succeeded(status))) => {
+                    observed.insert(resource.name.clone(), status);
                 }
-            };
-            if holds_data(resource, outcome) {
-                holding.push(resource.name.clone());
+                Ok(outcome) => drop(outcome?),
+                Err(_) => drop(self.queue.cancel(job.id).await?),
             }
         }
-        Ok(holding)
-    }
-}
-
-fn holds_data(resource: &DesiredResource, outcome: Option<Outcome>) -> bool {
-    match outcome {
-        // There is nothing of it.
-        Some(Outcome::Succeeded(status)) if status.is_null() => false,
-        Some(Outcome::Succeeded(status)) => resource.kind.holds_data(&status).unwrap_or(true),
-        Some(Outcome::Failed(_) | Outcome::Cancelled) | None => true,
+        Ok(observed)
     }
 }
 
@@ -97,40 +84,5 @@ fn look(deployment: &DeploymentId, resource: &DesiredResource) -> Job {
         max_attempts: 1,
         expires_at: Some(clock::now_ms().saturating_add(patience)),
         ..Job::new(job_id, queue_name(&work), deployment.account, work)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use rhizome_model::{Code, WorkloadKind};
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn only_what_is_known_to_be_empty_holds_nothing() {
-        let resource = DesiredResource {
-            name: "data".parse().unwrap(),
-            kind: WorkloadKind::Volume,
-            spec: json!({ "size": 1 << 20 }),
-            line: 1,
-        };
-        let seen = |value| Some(Outcome::Succeeded(value));
-        for (outcome, holds) in [
-            (seen(json!(null)), false),
-            (seen(json!({ "size": 1, "used": 16384, "empty": true })), false),
-            (seen(json!({ "size": 1, "used": 16384, "empty": false })), true),
-            (seen(json!({ "size": 1, "used": 16384 })), true),
-            (
-                seen(json!({ "size": 1, "used": 16384, "empty": true,
-                    "snapshots": [{ "name": "before", "taken_at": 1 }] })),
-                true,
-            ),
-            (Some(Outcome::Failed(Failure::new(Code::ToolFailed, "x"))), true),
-            (Some(Outcome::Cancelled), true),
-            (None, true),
-        ] {
-            assert_eq!(holds_data(&resource, outcome.clone()), holds, "{outcome:?}");
-        }
     }
 }

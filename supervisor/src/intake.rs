@@ -160,7 +160,7 @@ impl Supervisor {
         // One that is not newer is refused for that, whatever it would do.
         if current.as_ref().is_none_or(|t| t.version < document.version) {
             let desired = &task.desired.resources;
-            self.keep_data(&task.deployment, desired, &plan, document).await?;
+            self.check_state(&task.deployment, desired, &plan, document).await?;
         }
         task.reserved = task.demand_during(&plan.resources)?;
         let _granted = self.granted(&task.deployment, task.reserved).await?;

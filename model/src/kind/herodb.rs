@@ -90,7 +90,22 @@ const MIN_MEMORY: Bytes = Bytes::mib(32);
 const MIN_PASSWORD: usize = 12;
 const MAX_PASSWORD: usize = 128;
 
+/// Of its memory the engine gives data this much: the rest is for its clients and for the copies
+/// that rewriting its log takes.
+const DATA_OF_MEMORY: (u64, u64) = (3, 4);
+/// Of its size: at the worst, the log, the log before it and the one that is being written are there
+/// at a time, and the newest grows meanwhile, by so much even where there is little data.
+const DATA_OF_SIZE: (u64, u64) = (1, 4);
+const BURST: Bytes = Bytes::mib(32);
+
 impl Herodb {
+    /// The most that data can have in memory.
+    pub fn data_memory(spec: &HerodbSpec) -> Bytes {
+        let part = |whole: Bytes, (of, parts): (u64, u64)| whole.0 / parts * of;
+        let size = Bytes(spec.size.0.saturating_sub(BURST.0));
+        Bytes(part(spec.memory, DATA_OF_MEMORY).min(part(size, DATA_OF_SIZE)))
+    }
+
     /// Where every database listens, on its own address.
     pub const PORT: u16 = 6379;
 
@@ -155,6 +170,28 @@ impl Kind for Herodb {
     /// One that does not answer may hold anything.
     fn holds_data(status: &HerodbStatus) -> bool {
         status.keys != Some(0)
+    }
+
+    fn shrinks(old: &HerodbSpec, new: &HerodbSpec) -> bool {
+        new.size < old.size || Self::data_memory(new) < Self::data_memory(old)
+    }
+
+    fn fits(old: &HerodbSpec, new: &HerodbSpec, status: &HerodbStatus) -> Result<(), String> {
+        let refuse = |holds: Bytes, what: &str, most: Bytes| {
+            Err(format!(
+                "the database holds {holds} {what}, and with {most} there would be no room for it: remove keys first"
+            ))
+        };
+        if new.size < old.size && status.used > new.size {
+            return refuse(status.used, "on disk", new.size);
+        }
+        let most = Self::data_memory(new);
+        match status.memory_used {
+            Some(held) if most < Self::data_memory(old) && held > most => {
+                refuse(held, "in memory", most)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn predict(spec: &HerodbSpec, address: Ipv6Addr) -> serde_json::Value {

@@ -88,6 +88,17 @@ pub trait Kind: Send + Sync + 'static {
         false
     }
 
+    /// Whether a change in place leaves less room for what the resource holds.
+    fn shrinks(_old: &Self::Spec, _new: &Self::Spec) -> bool {
+        false
+    }
+
+    /// Why what a resource in this state holds does not fit into a spec that shrinks it, and what
+    /// to do about it.
+    fn fits(_old: &Self::Spec, _new: &Self::Spec, _status: &Self::Status) -> Result<(), String> {
+        Ok(())
+    }
+
     /// The resources of the same deployment that must be there before, with the field that says so.
     fn references(_spec: &Self::Spec) -> Vec<Reference> {
         Vec::new()
@@ -124,7 +135,12 @@ struct Vtable {
     change: fn(&Value, &Value) -> Result<Change, String>,
     keeps_data: bool,
     holds_data: fn(&Value) -> Result<bool, String>,
+    shrinks: fn(&Value, &Value) -> Result<bool, String>,
+    fits: fn(&Value, &Value, &Value) -> Result<Fits, String>,
 }
+
+/// What [`Kind::fits`] says.
+type Fits = Result<(), String>;
 
 const fn vtable<K: Kind>(name: &'static str) -> Vtable {
     Vtable {
@@ -149,15 +165,20 @@ const fn vtable<K: Kind>(name: &'static str) -> Vtable {
         predict: |value, address| Ok(K::predict(&read::<K>(value)?, address)),
         change: |old, new| Ok(change::<K>(&read::<K>(old)?, &read::<K>(new)?)),
         keeps_data: K::KEEPS_DATA,
-        holds_data: |status| {
-            let status = K::Status::deserialize(status).map_err(|e| e.to_string())?;
-            Ok(K::holds_data(&status))
+        holds_data: |status| Ok(K::holds_data(&read_status::<K>(status)?)),
+        shrinks: |old, new| Ok(K::shrinks(&read::<K>(old)?, &read::<K>(new)?)),
+        fits: |old, new, status| {
+            Ok(K::fits(&read::<K>(old)?, &read::<K>(new)?, &read_status::<K>(status)?))
         },
     }
 }
 
 fn read<K: Kind>(value: &Value) -> Result<K::Spec, String> {
     K::Spec::deserialize(value).map_err(|e| e.to_string())
+}
+
+fn read_status<K: Kind>(value: &Value) -> Result<K::Status, String> {
+    K::Status::deserialize(value).map_err(|e| e.to_string())
 }
 
 macro_rules! registry {
@@ -249,6 +270,17 @@ impl WorkloadKind {
     /// Whether a resource in this state does.
     pub fn holds_data(self, status: &Value) -> Result<bool, Failure> {
         (self.vtable().holds_data)(status).map_err(|e| self.invalid(&e))
+    }
+
+    /// Whether a change in place leaves less room for what a resource holds.
+    pub fn shrinks(self, old: &Value, new: &Value) -> Result<bool, Failure> {
+        (self.vtable().shrinks)(old, new).map_err(|e| self.invalid(&e))
+    }
+
+    /// Refuses a spec that shrinks a resource below what it holds in this state.
+    pub fn fits(self, old: &Value, new: &Value, status: &Value) -> Result<(), Failure> {
+        let fits = (self.vtable().fits)(old, new, status).map_err(|e| self.invalid(&e))?;
+        fits.map_err(|why| Failure::new(Code::BelowUse, why))
     }
 
     fn invalid(self, error: &str) -> Failure {

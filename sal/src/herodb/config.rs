@@ -14,7 +14,6 @@ use std::net::Ipv6Addr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use rhizome_model::Bytes;
 use rhizome_model::kind::{Herodb, HerodbSpec};
 use sha2::{Digest, Sha256};
 
@@ -29,13 +28,6 @@ pub(super) const DATA: &str = "/data";
 /// The engine's user and group: nobody else of the node is this one.
 pub(super) const USER: u32 = 65_533;
 
-/// Of its memory the engine gives data this much: the rest is for its clients and for the copies
-/// that rewriting its log takes.
-const DATA_OF_MEMORY: (u64, u64) = (3, 4);
-/// Of its size: at the worst, the log, the log before it and the one that is being written are there
-/// at a time, and the newest grows meanwhile, by so much even where there is little data.
-const DATA_OF_SIZE: (u64, u64) = (1, 4);
-const BURST: Bytes = Bytes::mib(32);
 /// A log that is smaller is not worth to be written anew.
 const REWRITE_FROM: u64 = 16;
 
@@ -43,13 +35,6 @@ const REWRITE_FROM: u64 = 16;
 const TENANT: &str = "~* &* +@all -@admin +client +config|get +latency +monitor +slowlog";
 /// Nothing of a tenant's data.
 const OURS: &str = "resetkeys resetchannels -@all +ping +info +config|set +acl|load +client|kill";
-
-/// The most that data can have.
-pub(super) fn data_memory(spec: &HerodbSpec) -> Bytes {
-    let part = |whole: Bytes, (of, parts): (u64, u64)| whole.0 / parts * of;
-    let size = Bytes(spec.size.0.saturating_sub(BURST.0));
-    Bytes(part(spec.memory, DATA_OF_MEMORY).min(part(size, DATA_OF_SIZE)))
-}
 
 /// A password as an engine keeps it.
 pub(super) fn hash(password: &str) -> String {
@@ -59,7 +44,7 @@ pub(super) fn hash(password: &str) -> String {
 /// Settings that follow from the spec, and that a running engine takes over too.
 pub(super) fn settings(spec: &HerodbSpec) -> [(&'static str, String); 2] {
     [
-        ("maxmemory", data_memory(spec).0.to_string()),
+        ("maxmemory", Herodb::data_memory(spec).0.to_string()),
         ("auto-aof-rewrite-min-size", (spec.size.0 / REWRITE_FROM).to_string()),
     ]
 }
@@ -188,7 +173,7 @@ fn replace(path: &Path, text: &str, mode: u32, owner: u32) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use rhizome_model::Cpu;
+    use rhizome_model::{Bytes, Cpu};
 
     use super::*;
 
@@ -199,8 +184,8 @@ mod tests {
 
     #[test]
     fn data_leaves_room_in_memory_and_on_disk() {
-        assert_eq!(data_memory(&spec(256, 1024)), Bytes::mib(192));
-        assert_eq!(data_memory(&spec(256, 64)), Bytes::mib(8));
+        assert_eq!(Herodb::data_memory(&spec(256, 1024)), Bytes::mib(192));
+        assert_eq!(Herodb::data_memory(&spec(256, 64)), Bytes::mib(8));
         let conf = redis_conf(&spec(256, 64), "5d3::7".parse().unwrap());
         for line in ["bind 5d3::7 ::1", "appendfsync always", "maxmemory 8388608"] {
             assert!(conf.lines().any(|l| l == line), "{conf}");

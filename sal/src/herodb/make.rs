@@ -8,7 +8,7 @@ use rhizome_model::kind::{HerodbSpec, MachineState};
 use rhizome_model::{Bytes, Code, ResourceId, resource_address};
 
 use super::client::Silence;
-use super::config::{self, data_memory, settings};
+use super::config::{self, settings};
 use super::container::{limits, make_root, program};
 use super::{Applied, Driver, Engine};
 use crate::btrfs::Counted;
@@ -140,7 +140,6 @@ impl Driver {
         new: &HerodbSpec,
     ) -> Result<()> {
         self.check(id, new)?;
-        self.check_data(id, place, &old.spec, new)?;
         let engine = Engine::find()?;
         self.node.store.limit(&place.root, Counted::Own, new.size)?;
         self.write_config(id, place, new, &engine)?;
@@ -154,39 +153,6 @@ impl Driver {
             driver = engine.words();
         }
         place.write_applied(&Applied { spec: new.clone(), driver })
-    }
-
-    /// What it holds has to fit into what it shall have.
-    fn check_data(
-        &self,
-        id: &ResourceId,
-        place: &Place,
-        old: &HerodbSpec,
-        new: &HerodbSpec,
-    ) -> Result<()> {
-        let refuse = |holds: Bytes, what: &str, most: Bytes| {
-            let message = format!(
-                "herodb {id} holds {holds} {what}, and with {most} there would be no room for it: \
-                 remove keys first"
-            );
-            Err(SalError::new(Code::QuotaExceeded, message))
-        };
-        let store = &self.node.store;
-        if new.size < old.size {
-            store.sync()?;
-            let (used, _) = store.usage(&place.root, Counted::Own)?;
-            if used > new.size {
-                return refuse(used, "on disk", new.size);
-            }
-        }
-        let most = data_memory(new);
-        if most < data_memory(old)
-            && let Ok(seen) = self.ask(id, place).and_then(|mut client| client.look())
-            && seen.memory_used > most
-        {
-            return refuse(seen.memory_used, "in memory", most);
-        }
-        Ok(())
     }
 
     /// Has a running engine and its container take over what has changed.

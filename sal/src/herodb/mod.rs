@@ -114,6 +114,10 @@ impl crate::workload::Driver for Driver {
         Ok((self.status(id, &place)?, done))
     }
 
+    fn applied(&self, id: &ResourceId) -> Result<Option<HerodbSpec>> {
+        Ok(self.programs.place(id).applied().map(|applied: Applied| applied.spec))
+    }
+
     fn observe(&self, id: &ResourceId) -> Result<Option<HerodbStatus>> {
         let place = self.programs.place(id);
         if self.node.store.has(&place.root) { self.status(id, &place).map(Some) } else { Ok(None) }

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
+use rhizome_model::ResourceId;
 use rhizome_model::kind::MachineSpec;
-use rhizome_model::{Bytes, Code, ResourceId};
 
 use super::Driver;
 use crate::btrfs::Counted;
-use crate::error::{Result, SalError};
+use crate::error::Result;
 use crate::oci::{Bind, Bundle, Limits, Runtime};
 use crate::program::{Place, Program};
 
@@ -33,7 +33,7 @@ impl Driver {
         new: &MachineSpec,
     ) -> Result<()> {
         if new.disk != old.disk {
-            self.resize(id, place, old.disk, new.disk)?;
+            self.node.store.limit(&place.root, Counted::Own, new.disk)?;
         }
         self.write_bundle(id, place, new)?;
         if limits(new) != limits(old) && place.pid().is_some() {
@@ -43,23 +43,6 @@ impl Driver {
             self.programs.set_restart(id, new.restart)?;
         }
         place.write_applied(new)
-    }
-
-    fn resize(&self, id: &ResourceId, place: &Place, from: Bytes, to: Bytes) -> Result<()> {
-        let store = &self.node.store;
-        if to < from {
-            store.sync()?;
-            let (used, _) = store.usage(&place.root, Counted::Own)?;
-            if used > to {
-                return Err(SalError::new(
-                    Code::QuotaExceeded,
-                    format!(
-                        "the disk of machine {id} holds {used} and cannot shrink to {to}: remove files first"
-                    ),
-                ));
-            }
-        }
-        store.limit(&place.root, Counted::Own, to)
     }
 
     fn write_bundle(&self, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Result<()> {

@@ -39,7 +39,7 @@ use crate::program::{Past, Place, Programs, Untold};
 use crate::workload::{Found, Notice, Sink};
 
 pub(crate) use self::users::user_of;
-pub(crate) use self::vm::{VOLUME_DISK, size_in};
+pub(crate) use self::vm::VOLUME_DISK;
 
 pub(crate) struct Driver {
     node: Arc<Node>,
@@ -99,6 +99,10 @@ impl crate::workload::Driver for Driver {
         }
         started?;
         Ok((self.status(id, &place)?, done))
+    }
+
+    fn applied(&self, id: &ResourceId) -> Result<Option<MachineSpec>> {
+        Ok(self.programs.place(id).applied())
     }
 
     fn observe(&self, id: &ResourceId) -> Result<Option<MachineStatus>> {

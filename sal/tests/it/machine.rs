@@ -122,7 +122,7 @@ async fn limits_are_set_and_change_in_place() {
         world.exec(&web, "dd if=/dev/zero of=/root/big bs=1M count=64 && sync").await;
     assert_eq!(code, 0, "{text}");
     spec["disk"] = json!("16MiB");
-    assert_code(world.machines.ensure(&web, &spec).await, Code::QuotaExceeded);
+    assert_code(world.machines.ensure(&web, &spec).await, Code::BelowUse);
     spec["disk"] = json!("128MiB");
 
     // The new policy holds for the next end: it rests.

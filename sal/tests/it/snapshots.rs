@@ -145,7 +145,7 @@ async fn a_volume_and_its_snapshots_have_one_size() {
     let error = write(&path.join("d"), 20).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(122), "the limit holds for what was restored: {error}");
     fs::remove_file(path.join("d")).unwrap();
-    assert_code(volumes.ensure(&id, &json!({ "size": "8MiB" })).await, Code::QuotaExceeded);
+    assert_code(volumes.ensure(&id, &json!({ "size": "8MiB" })).await, Code::BelowUse);
     volumes.ensure(&id, &json!({ "size": "40MiB" })).await.unwrap();
     write(&path.join("d"), 20).unwrap();
 

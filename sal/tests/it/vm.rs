@@ -94,10 +94,7 @@ async fn a_guest_is_as_declared_keeps_its_disks_and_goes_without_a_trace() {
     let mut other = tiny(&world, PvhEnd::Halt);
     other["mounts"] = spec["mounts"].clone();
     assert_code(world.machines.ensure(&id("1/demo/other"), &other).await, Code::Conflict);
-    assert_code(
-        world.volumes.ensure(&data, &json!({ "size": "16MiB" })).await,
-        Code::QuotaExceeded,
-    );
+    assert_code(world.volumes.ensure(&data, &json!({ "size": "16MiB" })).await, Code::BelowUse);
 
     let begin = Instant::now();
     let (stopped, _) = world.act(&vm, Action::Stop).await.unwrap();
@@ -182,7 +179,7 @@ async fn a_vm_is_limited_changes_in_place_and_is_killed_when_it_is_deaf() {
     let disk = world.root(&vm).join("d.raw");
     assert_eq!(fs::metadata(disk).unwrap().len(), 16 << 20);
     spec["disks"][0]["size"] = json!("8MiB");
-    assert_code(world.machines.ensure(&vm, &spec).await, Code::QuotaExceeded);
+    assert_code(world.machines.ensure(&vm, &spec).await, Code::BelowUse);
     assert_eq!(world.status(&vm).await["pid"], changed["pid"], "a refusal changes nothing");
 
     // The node goes down while it waits to be started again, and comes back with it.

@@ -32,10 +32,8 @@ async fn writing_beyond_the_size_fails_and_growing_helps() {
     assert_eq!(status["size"], 64 << 20);
     fill(&path.join("big"), 20).unwrap();
 
-    let error = assert_code(
-        world.volumes.ensure(&id, &json!({ "size": "10MiB" })).await,
-        Code::QuotaExceeded,
-    );
+    let error =
+        assert_code(world.volumes.ensure(&id, &json!({ "size": "10MiB" })).await, Code::BelowUse);
     assert!(error.to_string().contains("cannot shrink"), "{error}");
     let status = world.volumes.observe(&id).await.unwrap().unwrap();
     assert_eq!(status["size"], 64 << 20);

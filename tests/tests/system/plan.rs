@@ -317,6 +317,47 @@ fn data_goes_only_where_the_policy_gives_it_up() {
 }
 
 #[test]
+fn nothing_shrinks_below_what_it_holds_and_the_plan_says_so() {
+    let system = System::start();
+    let image = busybox(&system.state);
+    let sized = |volume: u32, disk: u32, database: u32| {
+        let source = format!(
+            "let v = volume(\"v\", #{{ size: \"{volume}MiB\" }});
+            machine(\"m\", #{{ image: \"{image}\", memory: \"32MiB\", cpu: 0.05, disk: \"{disk}MiB\",
+                mounts: [#{{ volume: v, path: \"/v\" }}], command: [\"/bin/sleep\", \"100000\"] }});
+            herodb(\"db\", #{{ size: \"{database}MiB\", memory: \"64MiB\" }});"
+        );
+        system.script(&format!("{volume}-{disk}-{database}.rhai"), &source)
+    };
+    let fills = |files: &str| {
+        let write = format!("for f in {files}; do dd if=/dev/urandom of=$f bs=1M count=12; done");
+        system.rhizome(&["exec", "app/m", "--", "/bin/sh", "-c", &write]).ok();
+    };
+    step(&system, "app", &[&sized(64, 64, 512), "--name", "app"]);
+    fills("/v/file /file");
+
+    // Each at once after it was written: what is not yet on disk counts, too.
+    let before = system.kernel();
+    for (script, what) in [
+        (sized(8, 64, 512), "'v': the volume holds 12"),
+        (sized(64, 8, 512), "'m': the machine's disk holds 12"),
+    ] {
+        let plan = system.rhizome(&["plan", &script, "--name", "app"]).refused(1, "below_use");
+        assert!(plan.json()["error"].as_str().unwrap().contains(what), "{}", plan.stdout);
+        let deploy = system.rhizome(&["deploy", &script, "--name", "app"]);
+        let said = deploy.refused(3, "below_use").json();
+        assert!(said["error"].as_str().unwrap().contains(what), "{said}");
+    }
+    assert_eq!(system.kernel(), before, "a refusal changes nothing");
+
+    system.rhizome(&["exec", "app/m", "--", "/bin/rm", "/v/file", "/file"]).ok();
+    let smaller = sized(8, 8, 256);
+    assert_eq!(system.rhizome(&["plan", &smaller, "--name", "app"]).code, CHANGES);
+    step(&system, "app", &[&smaller, "--name", "app"]);
+    system.rhizome(&["delete", "app"]).ok();
+}
+
+#[test]
 fn a_plan_names_fields_refusals_and_no_secret() {
     let system = System::start();
     let image = busybox(&system.state);

@@ -210,6 +210,27 @@ impl Kind for Machine {
         }
     }
 
+    fn shrinks(old: &MachineSpec, new: &MachineSpec) -> bool {
+        let shrinks = new.disk < old.disk;
+        shrinks && old.isolation == Isolation::Container || vm::shrunk_disk(old, new).is_some()
+    }
+
+    /// What a container holds is files; a disk of a virtual machine holds what it is large.
+    fn fits(old: &MachineSpec, new: &MachineSpec, status: &MachineStatus) -> Result<(), String> {
+        if let Some((name, from, to)) = vm::shrunk_disk(old, new) {
+            return Err(format!(
+                "the machine's disk '{name}' has {from} and cannot shrink to {to}: delete the machine first, with what is on the disk"
+            ));
+        }
+        if old.isolation == Isolation::Container && status.disk_used > new.disk {
+            return Err(format!(
+                "the machine's disk holds {} and cannot shrink to {}: remove files first",
+                status.disk_used, new.disk
+            ));
+        }
+        Ok(())
+    }
+
     fn references(spec: &MachineSpec) -> Vec<Reference> {
         let volumes = spec.mounts.iter().enumerate().map(|(i, mount)| Reference {
             field: format!("mounts[{i}].volume"),

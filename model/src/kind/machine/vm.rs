@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::MachineSpec;
 use super::check::{check_text, check_url};
+use super::{Isolation, MachineSpec};
 use crate::{Bytes, Capacity, Name};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -73,7 +73,27 @@ const MAX_SERIAL: usize = 20;
 /// The serial numbers of the first disk, and of the one with what the machine is told.
 const RESERVED: [&str; 2] = ["root", "cidata"];
 
+/// The disk that shrinks first: its name, and from what to what.
+pub(super) fn shrunk_disk<'a>(
+    old: &'a MachineSpec,
+    new: &MachineSpec,
+) -> Option<(&'a str, Bytes, Bytes)> {
+    let after = new.own_disks();
+    let same = |name: &str| after.iter().find(|(other, ..)| *other == name).map(|(_, to, _)| *to);
+    old.own_disks()
+        .into_iter()
+        .filter(|_| old.isolation == Isolation::Vm)
+        .find_map(|(name, from, _)| same(name).filter(|to| *to < from).map(|to| (name, from, to)))
+}
+
 impl MachineSpec {
+    /// The disks that a virtual machine has besides volumes, in order: name, size and image.
+    pub fn own_disks(&self) -> Vec<(&str, Bytes, Option<&str>)> {
+        let first = self.image.as_deref().map(|image| (RESERVED[0], self.disk, Some(image)));
+        let more = self.disks.iter().map(|d| (d.name.as_str(), d.size, d.image.as_deref()));
+        first.into_iter().chain(more).collect()
+    }
+
     /// The memory that a virtual machine is limited to: its own and its hypervisor's.
     pub fn vm_memory(&self) -> Bytes {
         Bytes(self.memory.0.saturating_add(OVERHEAD.0))

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use rhizome_model::kind::MachineSpec;
+use rhizome_model::kind::{MachineSpec, Volume};
 use rhizome_model::{Bytes, Code, ResourceId};
 
 use super::super::Driver;
@@ -14,13 +14,8 @@ use crate::image;
 use crate::program::Place;
 use crate::vm::Disk;
 
-/// The first disk's serial number, where it is made of an image.
-const ROOT: &str = "root";
 /// In a volume that is a disk.
 pub(crate) const VOLUME_DISK: &str = "disk.raw";
-/// Of a volume, this part is left to btrfs for the disk's own trees, and not less than this.
-const VOLUME_RESERVE: (u64, Bytes) = (32, Bytes::mib(4));
-const SECTOR: u64 = 1 << 20;
 
 /// A disk that is about to be made.
 pub(in super::super) struct NewDisk {
@@ -33,7 +28,7 @@ impl NewDisk {
     /// The machine's own disks, with their images on the pool.
     pub fn all(driver: &Driver, spec: &MachineSpec) -> Result<Vec<Self>> {
         let mut all = Vec::new();
-        for (name, size, image) in own(spec) {
+        for (name, size, image) in spec.own_disks() {
             let image = image.map(|image| image::obtain_raw(&driver.node, image)).transpose()?;
             let disk = Self { name: name.to_owned(), size, image };
             disk.check()?;
@@ -69,7 +64,7 @@ impl NewDisk {
 impl Driver {
     /// All disks, in the order in which the guest finds them.
     pub(super) fn disks(&self, id: &ResourceId, place: &Place, spec: &MachineSpec) -> Vec<Disk> {
-        let own = own(spec).into_iter().map(|(name, ..)| Disk {
+        let own = spec.own_disks().into_iter().map(|(name, ..)| Disk {
             path: place.root.join(file_name(name)),
             serial: name.to_owned(),
             readonly: false,
@@ -87,25 +82,6 @@ impl Driver {
         own.chain(volumes).chain([seed]).collect()
     }
 
-    pub(super) fn check_disks(
-        &self,
-        id: &ResourceId,
-        place: &Place,
-        spec: &MachineSpec,
-    ) -> Result<()> {
-        for (name, size, _) in own(spec) {
-            let path = place.root.join(file_name(name));
-            let now = Bytes(if path.exists() { length(&path)? } else { 0 });
-            if now > size {
-                let message = format!(
-                    "the disk '{name}' of machine {id} has {now} and cannot shrink to {size}: delete the machine first, with what is on the disk"
-                );
-                return Err(SalError::new(Code::QuotaExceeded, message));
-            }
-        }
-        Ok(())
-    }
-
     /// Disks that are declared larger than they are, and those of volumes, which are made here.
     pub(super) fn grow_disks(
         &self,
@@ -113,16 +89,17 @@ impl Driver {
         place: &Place,
         spec: &MachineSpec,
     ) -> Result<()> {
-        for (name, size, _) in own(spec) {
+        for (name, size, _) in spec.own_disks() {
             grow(&place.root.join(file_name(name)), size)?;
         }
         for bind in self.mounts(id, spec) {
             let (_, limit) = self.node.store.usage(&bind.source, Counted::Referenced)?;
-            let size = size_in(limit.unwrap_or_default());
+            let size = Volume::disk_in(limit.unwrap_or_default());
             if size == Bytes(0) {
                 let message = format!(
                     "machine {id}: the volume for {} is too small for a disk: make it larger than {}",
-                    bind.path, VOLUME_RESERVE.1
+                    bind.path,
+                    Volume::LEAST_BESIDE_DISK
                 );
                 return Err(SalError::new(Code::InvalidSpec, message));
             }
@@ -137,20 +114,6 @@ impl Driver {
         }
         Ok(())
     }
-}
-
-/// How large a disk in a volume is.
-pub(crate) fn size_in(volume: Bytes) -> Bytes {
-    let (part, least) = VOLUME_RESERVE;
-    let room = volume.0.saturating_sub((volume.0 / part).max(least.0));
-    Bytes(room / SECTOR * SECTOR)
-}
-
-/// Name, size and image.
-fn own(spec: &MachineSpec) -> Vec<(&str, Bytes, Option<&str>)> {
-    let first = spec.image.as_deref().map(|image| (ROOT, spec.disk, Some(image)));
-    let more = spec.disks.iter().map(|d| (d.name.as_str(), d.size, d.image.as_deref()));
-    first.into_iter().chain(more).collect()
 }
 
 pub(super) fn file_name(disk: &str) -> String {
@@ -171,16 +134,4 @@ fn grow(path: &Path, size: Bytes) -> Result<()> {
         .open(path)
         .and_then(|file| file.set_len(size.0))
         .during(format_args!("grow {}", shown(path)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_disk_is_a_little_smaller_than_its_volume() {
-        assert_eq!(size_in(Bytes::mib(4)), Bytes(0));
-        assert_eq!(size_in(Bytes::mib(64)), Bytes::mib(60));
-        assert_eq!(size_in(Bytes::gib(10)), Bytes::mib(9920));
-    }
 }

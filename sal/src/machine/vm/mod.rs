@@ -20,7 +20,7 @@ use rhizome_model::kind::{Boot, Isolation, MachineSpec, Ready};
 use rhizome_model::{Code, ResourceId, resource_address};
 
 pub(super) use self::disks::NewDisk;
-pub(crate) use self::disks::{VOLUME_DISK, size_in};
+pub(crate) use self::disks::VOLUME_DISK;
 use super::Driver;
 use crate::cgroup::Confined;
 use crate::error::{Result, SalError};
@@ -55,8 +55,7 @@ impl Driver {
                 ),
             ));
         }
-        self.check_payload(place, boot(id, spec)?)?;
-        self.check_disks(id, place, spec)
+        self.check_payload(place, boot(id, spec)?)
     }
 
     /// Writes what the hypervisor is told; what is to be kept alive is the hypervisor.

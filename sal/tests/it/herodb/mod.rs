@@ -174,7 +174,7 @@ async fn password_memory_and_size_change_while_it_runs() {
         assert_eq!(client.ask(&["SET", &format!("big-{n}"), &big]), "+OK");
     }
     let small = json!({ "size": "64MiB", "memory": "64MiB", "cpu": 1, "password": other });
-    let error = assert_code(ensure(&world, &id, &small).await, Code::QuotaExceeded);
+    let error = assert_code(ensure(&world, &id, &small).await, Code::BelowUse);
     assert!(error.to_string().contains("remove keys first"), "{error}");
     let kept = databases(&world).keep(&id, &new).await.unwrap();
     assert!(kept.drifted.is_empty(), "{kept:?}");
