@@ -136,6 +136,25 @@ pub struct NodeReport {
     pub reasons: Vec<String>,
 }
 
+/// What an account's deployments reserve of a node, as the node says it; signed with its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NodeUsage {
+    pub account: AccountId,
+    /// Orders what the node says of this account: the larger is the newer.
+    pub number: u64,
+    pub capacity: Capacity,
+}
+
+/// Whether the ledger took what a node said of an account, and what it holds now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UsageReply {
+    pub taken: bool,
+    pub number: u64,
+    pub capacity: Capacity,
+}
+
 /// A request for a coordinator to be known by.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -38,7 +38,7 @@ impl Supervisor {
         let (farm, account) = (self.farm().await?, deployment.account);
         let limit = match farm.allowance(self.facts.id, account, clock::now_secs()) {
             Allowance::All => return Ok(None),
-            Allowance::UpTo(limit) => limit,
+            Allowance::UpTo { node, farm } => node.saturating_add(farm),
             Allowance::Nothing => {
                 let message = format!(
                     "farm {} is closed, and account {account} has no grant for node {}; its owner, \

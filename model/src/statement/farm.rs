@@ -39,7 +39,7 @@ pub struct Farm {
 pub struct Grant {
     pub id: GrantId,
     pub account: AccountId,
-    /// Of this node; without one, of each node of the farm.
+    /// Of this node; without one, of the farm: of all its nodes together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeId>,
     pub capacity: Capacity,
@@ -61,7 +61,12 @@ impl Grant {
 pub enum Allowance {
     /// Whatever is free.
     All,
-    UpTo(Capacity),
+    UpTo {
+        /// Of this node.
+        node: Capacity,
+        /// Of all nodes of the farm together, beyond what was granted of each.
+        farm: Capacity,
+    },
     /// The farm is closed to it.
     Nothing,
 }
@@ -76,7 +81,9 @@ impl Farm {
         if grants.peek().is_none() {
             return Allowance::Nothing;
         }
-        Allowance::UpTo(Capacity::total(grants.map(|g| g.capacity)))
+        let (of_node, of_farm): (Vec<_>, Vec<_>) = grants.partition(|g| g.node.is_some());
+        let total = |grants: Vec<&Grant>| Capacity::total(grants.into_iter().map(|g| g.capacity));
+        Allowance::UpTo { node: total(of_node), farm: total(of_farm) }
     }
 }
 
@@ -122,9 +129,10 @@ mod tests {
         let farm = farm(FarmAccess::Closed);
         let allowance = |node, account, now| farm.allowance(NodeId(node), AccountId(account), now);
         assert_eq!(allowance(5, 1, 0), Allowance::All);
-        assert_eq!(allowance(5, 2, 999), Allowance::UpTo(capacity(111)));
-        assert_eq!(allowance(5, 2, 1000), Allowance::UpTo(capacity(11)), "one has ended");
-        assert_eq!(allowance(6, 2, 1000), Allowance::UpTo(capacity(1)), "one is for node 5");
+        let up_to = |node, farm| Allowance::UpTo { node: capacity(node), farm: capacity(farm) };
+        assert_eq!(allowance(5, 2, 999), up_to(10, 101));
+        assert_eq!(allowance(5, 2, 1000), up_to(10, 1), "one has ended");
+        assert_eq!(allowance(6, 2, 1000), up_to(0, 1), "one is for node 5");
         assert_eq!(allowance(5, 3, 0), Allowance::Nothing, "it is for node 6");
         assert_eq!(allowance(5, 4, 0), Allowance::Nothing);
     }
