@@ -14,8 +14,8 @@ use nix::unistd::Pid;
 use rhizome_model::api::{AccountLimits, OutputChunk, PoolMode};
 use rhizome_model::{AccountId, Event, Failure, Job, JobId, JobState, Outcome, Task};
 use rhizome_queue::{
-    Accept, Acceptance, CancelReason, Durability, JobRecord, MaintainOptions, Periodic, Queue,
-    QueueConfig, QueueError, QueueStats, Retried, RunnerOptions, Submission,
+    Accept, Acceptance, Allow, CancelReason, Durability, JobRecord, MaintainOptions, Periodic,
+    Queue, QueueConfig, QueueError, QueueStats, Retried, RunnerOptions, Submission,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -243,6 +243,7 @@ impl Node for RedisNode {
             nonce_expires: 4_000_000_000,
             digest: &nonce,
             total: task.reserved,
+            allow: Allow::AsBefore,
             jobs: std::slice::from_ref(job),
             events: &[],
         };

@@ -2,6 +2,8 @@
 
 use rhizome_model::{Code, Failure, JobId, Shortfall};
 
+use crate::allowance::Beyond;
+
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum QueueError {
     /// redis-server is away or cannot write, and stayed so for as long as the call was patient. The
@@ -15,6 +17,8 @@ pub enum QueueError {
     Fenced,
     #[error("{0}")]
     Shortfall(Shortfall),
+    #[error("{0}")]
+    Beyond(Beyond),
     /// The events asked for are no longer kept; what follows begins with the oldest that are.
     #[error("some of the events asked for are no longer kept")]
     Trimmed,
@@ -43,6 +47,7 @@ impl From<QueueError> for Failure {
             QueueError::Unavailable(_) | QueueError::Refused(_) => Code::Unavailable,
             QueueError::Fenced | QueueError::NotEnded(_) => Code::Conflict,
             QueueError::Shortfall(_) => Code::InsufficientCapacity,
+            QueueError::Beyond(_) => Code::NotGranted,
             QueueError::Trimmed | QueueError::NoSuchJob(_) => Code::NotFound,
             QueueError::Corrupt { .. } => Code::Internal,
         };
@@ -51,6 +56,7 @@ impl From<QueueError> for Failure {
             QueueError::Unavailable(cause) => failure.with_detail(cause.to_string()),
             QueueError::Fenced
             | QueueError::Shortfall(_)
+            | QueueError::Beyond(_)
             | QueueError::Trimmed
             | QueueError::Refused(_)
             | QueueError::NoSuchJob(_)

@@ -78,6 +78,7 @@
 //!
 //! Must not know: what a job does.
 
+mod allowance;
 mod audit;
 mod backoff;
 mod batch;
@@ -109,6 +110,7 @@ mod tasks;
 
 use std::sync::Arc;
 
+pub use allowance::{Allow, Beyond};
 pub use audit::Audit;
 pub use connect::{Durability, QueueConfig};
 pub use error::QueueError;

@@ -20,6 +20,7 @@ const SOURCE: &str = concat!(
 /// What is called from outside.
 pub(crate) const FUNCTIONS: &[&str] = &[
     "accept",
+    "agree",
     "beat",
     "begin",
     "claim",
@@ -47,6 +48,7 @@ pub(crate) const FUNCTIONS: &[&str] = &[
     "status",
     "submit",
     "tidy",
+    "trim",
     "update",
     "withdraw",
 ];

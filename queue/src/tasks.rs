@@ -9,6 +9,7 @@ use rhizome_model::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::allowance::{Allow, Beyond};
 use crate::events::with_events;
 use crate::jobs::with_jobs;
 use crate::link::Call;
@@ -34,6 +35,8 @@ pub struct Accept<'a> {
     pub digest: &'a str,
     /// All that can be reserved.
     pub total: Capacity,
+    /// By its account.
+    pub allow: Allow,
     pub jobs: &'a [Job],
     pub events: &'a [Event],
 }
@@ -59,6 +62,7 @@ pub enum Acceptance {
         phase: Phase,
     },
     Shortfall(Shortfall),
+    Beyond(Beyond),
 }
 
 impl Queue {
@@ -103,7 +107,8 @@ impl Queue {
             .args(amounts(request.total))
             .args([version, phase])
             .arg(if request.task.phase == Phase::Deleting { "1" } else { "0" })
-            .arg(to_json(&Outcome::Cancelled)?);
+            .arg(to_json(&Outcome::Cancelled)?)
+            .arg(request.allow.words());
         let call = worker.write(call).key(keys::lane(&lane)).arg(&lane);
         let call = with_events(with_task(call, Some(task))?, request.events)?;
         with_jobs(call, request.jobs)
@@ -138,6 +143,9 @@ impl Queue {
                 asked: request.task.reserved,
                 free: free(&reply[1..]).ok_or_else(|| corrupt(&"its capacity"))?,
             }),
+            Some("beyond") => Acceptance::Beyond(
+                Beyond::parse(&reply[1..]).ok_or_else(|| corrupt(&"an account's allowance"))?,
+            ),
             Some("moved") => return Ok(None),
             Some(other) => return Err(corrupt(&other)),
             None => return Err(corrupt(&"an empty answer")),

@@ -10,6 +10,7 @@
 //! A runner owns nothing: whatever it was doing when it died is done again by another, from what
 //! the queue holds. It must not know a Redis key, nor how a workload is made.
 
+mod allowance;
 mod attempt;
 mod data;
 mod keep;
@@ -26,10 +27,11 @@ use rhizome_engine::{SandboxOptions, Sandboxes};
 use rhizome_model::{Code, Failure, Limits, NodeFacts, Outcome, WorkloadKind};
 use rhizome_queue::{Queue, QueueConfig, RunnerOptions};
 use rhizome_sal::Sal;
-use rhizome_service::Shutdown;
+use rhizome_service::{Client, Shutdown};
 use tokio_util::sync::CancellationToken;
 
-pub use sealed::Unsealer;
+use allowance::Allowances;
+use sealed::Unsealer;
 
 use attempt::Hangs;
 
@@ -51,7 +53,7 @@ pub struct RunnerConfig {
     pub limits: Limits,
     /// Where outcomes wait that the queue cannot take.
     pub spool: Option<PathBuf>,
-    /// The socket of the node's identity manager, which opens secrets.
+    /// The socket of the node's identity manager, which opens secrets and speaks with the ledger.
     pub identity: Option<PathBuf>,
     /// How this node makes workloads; a runner of scripts alone needs none.
     pub sal: Option<Sal>,
@@ -64,6 +66,7 @@ struct Runner {
     limits: Limits,
     sandboxes: Option<Sandboxes>,
     unsealer: Unsealer,
+    allowances: Allowances,
     sal: Option<Sal>,
 }
 
@@ -74,12 +77,14 @@ pub async fn run(config: RunnerConfig, shutdown: Shutdown) -> Result<(), Failure
     let scripts = config.queues.iter().any(|q| q == rhizome_model::SCRIPT_QUEUE);
     let (program, args) = config.sandbox;
     let options = SandboxOptions { program, args, uid_gid: None };
+    let manager = config.identity.map(|s| Client::unix("the identity manager", s)).transpose()?;
     let runner = Arc::new(Runner {
         sandboxes: scripts.then(|| Sandboxes::new(options)),
         queue: queue.clone(),
         facts: config.facts,
         limits: config.limits,
-        unsealer: Unsealer::new(config.identity)?,
+        unsealer: Unsealer::new(manager.clone()),
+        allowances: Allowances::new(queue.clone(), manager),
         sal: config.sal,
     });
     for kind in WorkloadKind::ALL.iter().filter(|k| config.queues.contains(&k.to_string())) {

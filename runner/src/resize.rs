@@ -43,7 +43,7 @@ impl Runner {
         let during = task.reserved.saturating_add(next.reserved.saturating_sub(task.reserved));
         if during != task.reserved {
             let more = Task { reserved: during, ..task.clone() };
-            lease.update(&more, &[]).await.map_err(refusal)?;
+            self.reserve(lease, &more).await?;
         }
         match self.apply(lease, kind, id, &spec).await {
             Ok(status) => {
@@ -56,6 +56,17 @@ impl Runner {
                     lease.update(&task, &[]).await.map_err(refusal)?;
                 }
                 Err(trouble)
+            }
+        }
+    }
+
+    async fn reserve(&self, lease: &Lease, more: &Task) -> Result<(), Trouble> {
+        loop {
+            match lease.update(more, &[]).await {
+                Err(QueueError::Beyond(beyond)) => {
+                    self.allowances.raise(more.deployment.account, &beyond).await?;
+                }
+                reserved => return Ok(reserved.map_err(refusal)?),
             }
         }
     }

@@ -1,13 +1,23 @@
 //! What the node's farm allows: to whom it is open, who owns it, which coordinators may follow.
 //!
-//! As the ledger says it under its signature, so also while the ledger is away.
+//! As the ledger says it under its signature, so also while the ledger is away. Only who needs more
+//! than was granted on this node, of what was granted on the farm, has to wait for the ledger: it
+//! alone knows what the others have.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
+use rhizome_model::api::{NodeUsage, UsageReply};
 use rhizome_model::statement::{Allowance, Farm};
-use rhizome_model::{AccountId, Capacity, Code, DeploymentId, Failure, KeyId};
+use rhizome_model::{AccountId, Capacity, Code, Failure, KeyId};
+use rhizome_queue::{Allow, Beyond};
 use rhizome_service::clock;
-use tokio::sync::MutexGuard;
+use tokio_util::sync::CancellationToken;
 
 use crate::Supervisor;
+
+/// How often the ledger is told what accounts have given up.
+const EVERY: Duration = Duration::from_secs(60);
 
 impl Supervisor {
     async fn farm(&self) -> Result<Farm, Failure> {
@@ -28,41 +38,70 @@ impl Supervisor {
             || self.farm().await.is_ok_and(|farm| farm.coordinators.contains(key))
     }
 
-    /// Whether a deployment may reserve so much here. What is returned is held until it has: two
-    /// deployments at once do not both get the rest of a grant.
-    pub(crate) async fn granted(
-        &self,
-        deployment: &DeploymentId,
-        demand: Capacity,
-    ) -> Result<Option<MutexGuard<'_, ()>>, Failure> {
-        let (farm, account) = (self.farm().await?, deployment.account);
-        let limit = match farm.allowance(self.facts.id, account, clock::now_secs()) {
-            Allowance::All => return Ok(None),
-            Allowance::UpTo { node, farm } => node.saturating_add(farm),
+    /// What an account may have here without anybody being asked.
+    pub(crate) async fn allow(&self, account: AccountId) -> Result<Allow, Failure> {
+        let farm = self.farm().await?;
+        match farm.allowance(self.facts.id, account, clock::now_secs()) {
+            Allowance::All => Ok(Allow::All),
+            Allowance::UpTo { node, .. } => Ok(Allow::AtLeast(node)),
             Allowance::Nothing => {
                 let message = format!(
                     "farm {} is closed, and account {account} has no grant for node {}; its owner, \
                      account {}, can give one with `rhizome grant`",
                     farm.id, self.facts.id, farm.owner
                 );
-                return Err(Failure::new(Code::NotGranted, message));
+                Err(Failure::new(Code::NotGranted, message))
             }
-        };
-        let turn = self.granting.lock().await;
-        let tasks = self.queue.tasks().await?;
-        let others = tasks
-            .iter()
-            .filter(|t| t.deployment.account == account && t.deployment != *deployment)
-            .map(|t| t.reserved);
-        let used = Capacity::total(others);
-        limit.saturating_sub(used).admit(demand).map_err(|short| {
+        }
+    }
+
+    /// Has the ledger agree that an account has more, as far as the farm's grants go.
+    pub(crate) async fn raise(&self, account: AccountId, beyond: &Beyond) -> Result<(), Failure> {
+        let allowance = self.farm().await?.allowance(self.facts.id, account, clock::now_secs());
+        if let Allowance::UpTo { node, farm } = allowance
+            && node.saturating_add(farm).admit(beyond.needed).is_err()
+        {
             let message = format!(
-                "account {account} was granted {limit} on node {}, of which its other deployments \
-                 have {used}: {short}",
+                "account {account} was granted {node} on node {} and {farm} on the farm besides; {beyond}",
                 self.facts.id
             );
-            Failure::new(Code::NotGranted, message)
-        })?;
-        Ok(Some(turn))
+            return Err(Failure::new(Code::NotGranted, message));
+        }
+        self.queue.agree(account, beyond, |usage| self.tell(usage)).await
+    }
+
+    async fn tell(&self, usage: NodeUsage) -> Result<UsageReply, Failure> {
+        self.manager.post("/v1/usage", &usage).await
+    }
+
+    /// Tells the ledger what accounts have no more, for ever.
+    pub(crate) async fn watch_allowances(&self, stop: CancellationToken) {
+        let mut told = HashMap::new();
+        while stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
+            if let Err(error) = self.trim_allowances(&mut told).await {
+                tracing::warn!(%error, "cannot say what accounts have given up; tries again");
+            }
+        }
+    }
+
+    async fn trim_allowances(&self, told: &mut HashMap<AccountId, u64>) -> Result<(), Failure> {
+        let accounts = self.queue.accounts_with_allowance().await?;
+        if accounts.is_empty() {
+            return Ok(());
+        }
+        let (farm, now) = (self.farm().await?, clock::now_secs());
+        for account in accounts {
+            let least = match farm.allowance(self.facts.id, account, now) {
+                Allowance::UpTo { node, .. } => node,
+                Allowance::All | Allowance::Nothing => Capacity::default(),
+            };
+            let known = told.get(&account).copied();
+            if let Some(number) =
+                self.queue.trim(account, least, known, |usage| self.tell(usage)).await?
+            {
+                told.insert(account, number);
+            }
+        }
+        Ok(())
     }
 }

@@ -17,7 +17,7 @@ use rhizome_model::{
     Capacity, Code, DeleteDocument, DeploymentDocument, DeploymentId, Document, Envelope, Event,
     Failure, Job, JobId, NodeId, Phase, Task, TraceId, What, Work, queue_name,
 };
-use rhizome_queue::{Accept, Acceptance};
+use rhizome_queue::{Accept, Acceptance, Allow};
 use rhizome_service::clock;
 use serde::Serialize;
 use tracing::Instrument;
@@ -163,12 +163,12 @@ impl Supervisor {
             self.check_state(&task.deployment, desired, &plan, document).await?;
         }
         task.reserved = task.demand_during(&plan.resources)?;
-        let _granted = self.granted(&task.deployment, task.reserved).await?;
+        let allow = self.allow(task.deployment.account).await?;
         task.updated_at = clock::now_ms();
         let mut job =
             script_job(&task, Work::Script, self.limits.wall_ms + UNDO_MS, SCRIPT_ATTEMPTS);
         job.trace = Some(TraceId::of_payload(&verified.envelope.payload));
-        self.accept(verified, document.expires, task, current.as_ref(), job).await
+        self.accept(verified, (document.expires, allow), task, current.as_ref(), job).await
     }
 
     async fn delete(
@@ -200,7 +200,8 @@ impl Supervisor {
         task.updated_at = clock::now_ms();
         let mut job = script_job(&task, Work::Teardown, UNDO_MS, TEARDOWN_ATTEMPTS);
         job.trace = Some(TraceId::of_payload(&verified.envelope.payload));
-        self.accept(verified, document.expires, task, Some(&current), job).await
+        let until = (document.expires, Allow::AsBefore);
+        self.accept(verified, until, task, Some(&current), job).await
     }
 
     /// Notes that a version was deleted which never came: it may still be on its way, and must not
@@ -223,6 +224,7 @@ impl Supervisor {
             nonce_expires: document.expires,
             digest: &verified.digest,
             total: self.facts.capacity,
+            allow: Allow::AsBefore,
             jobs: &[],
             events: &[],
         };
@@ -234,7 +236,7 @@ impl Supervisor {
     async fn accept(
         &self,
         verified: &Verified,
-        expires: i64,
+        (expires, allow): (i64, Allow),
         task: Task,
         current: Option<&Task>,
         job: Job,
@@ -247,29 +249,36 @@ impl Supervisor {
             node: None,
             what,
         };
-        let request = Accept {
+        let request = || Accept {
             task: &task,
             base: current.map(|t| (t.version, t.phase)),
             nonce: verified.document.nonce(),
             nonce_expires: expires,
             digest: &verified.digest,
             total: self.facts.capacity,
+            allow,
             jobs: std::slice::from_ref(&job),
             events: std::slice::from_ref(&event),
         };
-        match self.queue.accept(request).await? {
-            Acceptance::Accepted { .. } => Ok(task),
-            Acceptance::Same(task) => Ok(task),
-            Acceptance::Replayed => Err(replayed(verified.document.nonce())),
-            Acceptance::Stale { current } => Err(stale(current, task.version)),
-            Acceptance::Conflict { phase } => Err(Failure::new(
-                Code::Conflict,
-                format!("{} is {phase}; wait for its end, or delete it", task.deployment),
-            )),
-            Acceptance::Shortfall(shortfall) => Err(Failure::new(
-                Code::InsufficientCapacity,
-                format!("node {} is too full: {shortfall}", self.facts.id),
-            )),
+        loop {
+            return match self.queue.accept(request()).await? {
+                Acceptance::Beyond(beyond) => {
+                    self.raise(task.deployment.account, &beyond).await?;
+                    continue;
+                }
+                Acceptance::Accepted { .. } => Ok(task),
+                Acceptance::Same(task) => Ok(task),
+                Acceptance::Replayed => Err(replayed(verified.document.nonce())),
+                Acceptance::Stale { current } => Err(stale(current, task.version)),
+                Acceptance::Conflict { phase } => Err(Failure::new(
+                    Code::Conflict,
+                    format!("{} is {phase}; wait for its end, or delete it", task.deployment),
+                )),
+                Acceptance::Shortfall(shortfall) => Err(Failure::new(
+                    Code::InsufficientCapacity,
+                    format!("node {} is too full: {shortfall}", self.facts.id),
+                )),
+            };
         }
     }
 

@@ -32,7 +32,7 @@ use rhizome_identity::{LedgerClient, Statements};
 use rhizome_model::statement::Subject;
 use rhizome_model::{Failure, KeyId, Limits, NodeFacts};
 use rhizome_queue::{MaintainOptions, Queue, QueueConfig};
-use rhizome_service::Shutdown;
+use rhizome_service::{Client, Shutdown};
 use tokio::net::TcpListener;
 
 pub use pools::Pool;
@@ -57,6 +57,8 @@ pub struct SupervisorConfig {
     pub pools: Vec<Pool>,
     /// The folder for the control groups of runners; without it only their process groups end.
     pub groups: Option<PathBuf>,
+    /// The socket of the node's identity manager.
+    pub identity: PathBuf,
     /// Where runners leave outcomes that the queue cannot take.
     pub spool: PathBuf,
     /// What the node says of its network.
@@ -82,8 +84,8 @@ struct Supervisor {
     audit: Audit,
     pools: Pools,
     joined: Joined,
-    /// Held from the look at what an account may use until it uses it.
-    granting: tokio::sync::Mutex<()>,
+    /// The identity manager: it has the node's key, and speaks with the ledger.
+    manager: Client,
     rates: Rates,
     callers: rhizome_identity::http_signature::Verifier,
     /// Streams end when the supervisor does.
@@ -102,7 +104,7 @@ pub async fn run(
     let groups = Groups::open(config.groups);
     let pools = Pools::start(config.pools, queue.clone(), groups, config.spool, &shutdown);
     let supervisor = Arc::new(Supervisor {
-        granting: tokio::sync::Mutex::default(),
+        manager: Client::unix("the identity manager", config.identity)?,
         rates: Rates::default(),
         facts: config.facts,
         key: config.key,
@@ -128,6 +130,10 @@ pub async fn run(
     shutdown.tracker.spawn({
         let (supervisor, token) = (supervisor.clone(), token.clone());
         async move { supervisor.watch_queues(token).await }
+    });
+    shutdown.tracker.spawn({
+        let (supervisor, token) = (supervisor.clone(), token.clone());
+        async move { supervisor.watch_allowances(token).await }
     });
     shutdown.tracker.spawn(reconcile::run(queue, token.clone()));
     shutdown.tracker.spawn({

@@ -4,7 +4,7 @@ use rhizome_chaos::history::{Answer, What};
 use rhizome_model::{
     Bytes, Capacity, Cpu, Event, Job, JobState, Outcome, Phase, Task, Version, What as Happened,
 };
-use rhizome_queue::{Accept, Acceptance, Queue, QueueError, Submission};
+use rhizome_queue::{Accept, Acceptance, Allow, Queue, QueueError, Submission};
 use serde_json::json;
 
 use crate::bed::{Bed, fail_everywhere};
@@ -41,6 +41,7 @@ async fn accept(
         nonce_expires: i64::from(u32::MAX),
         digest: "a digest",
         total: gib(16),
+        allow: Allow::AsBefore,
         jobs,
         events,
     };

@@ -19,7 +19,7 @@ use rhizome_model::{
     JobId, Limits, NodeFacts, NodeId, Outcome, Placement, SCRIPT_QUEUE, Task, Version, Work,
     WorkloadKind, payload_type, queue_name,
 };
-use rhizome_queue::{Accept, Acceptance, Durability, Queue, QueueConfig, RunnerOptions};
+use rhizome_queue::{Accept, Acceptance, Allow, Durability, Queue, QueueConfig, RunnerOptions};
 use rhizome_runner::RunnerConfig;
 use rhizome_service::Shutdown;
 use serde_json::{Map, Value, json};
@@ -189,6 +189,7 @@ impl Bench {
             nonce_expires: rhizome_service::clock::now_secs() + 3600,
             digest: &nonce,
             total: facts().capacity,
+            allow: Allow::AsBefore,
             jobs: std::slice::from_ref(&job),
             events: &[],
         };

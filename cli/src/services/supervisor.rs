@@ -47,6 +47,7 @@ pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     });
     let config = SupervisorConfig {
         groups: groups.ok(),
+        identity: NodeFile::identity_socket(&state),
         spool: NodeFile::spool(&state),
         network_file: super::mycelium::network_file(&state),
         key: node.key,

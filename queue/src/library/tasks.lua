@@ -3,7 +3,9 @@
 -- instead of what it says of the same), nonce of what was accepted last.
 -- Its journal is another hash: the version, N what its script did as its N-th effect, N= how that
 -- ended, after a line that says by which lease. What the version under way declares is read from there.
--- The sums of what is reserved, and the totals, are one hash: cpu, mem, disk, t-cpu, t-mem, t-disk.
+-- The sums of what is reserved, and the totals, are one hash: cpu, mem, disk, t-cpu, t-mem, t-disk; and
+-- of accounts `u ACCOUNT cpu`…, the sums of theirs, and `l ACCOUNT`, their allowance, where they may
+-- not have whatever is free: `NUMBER CPU MEM DISK`. NUMBER orders what the ledger is told of it.
 
 local DIMENSIONS = { 'cpu', 'mem', 'disk' }
 
@@ -32,14 +34,64 @@ local function shortfall(k, t)
   return short and free or nil
 end
 
+local function allowance_of(capacity, account)
+  local text = redis.call('HGET', capacity, 'l ' .. account)
+  if not text then return nil end
+  local number, cpu, mem, disk = string.match(text, '^(%d+) (%d+) (%d+) (%d+)$')
+  return { number = number, tonumber(cpu), tonumber(mem), tonumber(disk) }
+end
+
+local function set_allowance(capacity, account, number, amounts)
+  redis.call('HSET', capacity, 'l ' .. account,
+    number .. ' ' .. int(amounts[1]) .. ' ' .. int(amounts[2]) .. ' ' .. int(amounts[3]))
+end
+
+-- What the deployments of an account reserve together.
+local function used_by(capacity, account)
+  local r = redis.call('HMGET', capacity, 'u ' .. account .. ' cpu', 'u ' .. account .. ' mem',
+    'u ' .. account .. ' disk')
+  return { tonumber(r[1] or 0), tonumber(r[2] or 0), tonumber(r[3] or 0) }
+end
+
+local function account_of(k) return string.match(k.task, ':task:(%d+)/') end
+
+-- What a task asks beyond the allowance of its account: the number of that, what is allowed, what
+-- would be needed. Nil when it does not. What does not grow is always allowed.
+local function excess(k, t)
+  local account = account_of(k)
+  local allowed = allowance_of(k.capacity, account)
+  if not allowed then return nil end
+  local old = redis.call('HMGET', k.task, 'cpu', 'mem', 'disk', 'counted')
+  local used, beyond = used_by(k.capacity, account), false
+  local reply = { 'beyond', allowed.number }
+  for i, d in ipairs(DIMENSIONS) do
+    local had = tonumber(old[i] or 0)
+    local needed = used[i] - (old[4] and had or 0) + t[d]
+    if t[d] > had and needed > allowed[i] then beyond = true end
+    reply[2 + i], reply[5 + i] = int(allowed[i]), int(needed)
+  end
+  return beyond and reply or nil
+end
+
+-- The reply that says why a task cannot reserve so much, if it cannot.
+local function lack(k, t) return shortfall(k, t) or excess(k, t) end
+
 -- Reserves what the task is to have from now on.
 local function reserve(k, t)
-  local old = redis.call('HMGET', k.task, 'cpu', 'mem', 'disk')
+  local old = redis.call('HMGET', k.task, 'cpu', 'mem', 'disk', 'counted')
+  local account = account_of(k)
   for i, d in ipairs(DIMENSIONS) do
-    local change = t[d] - tonumber(old[i] or 0)
-    if change ~= 0 then redis.call('HINCRBY', k.capacity, d, int(change)) end
+    local had = tonumber(old[i] or 0)
+    if t[d] ~= had then redis.call('HINCRBY', k.capacity, d, int(t[d] - had)) end
+    -- One that was there before accounts were counted counts from now on.
+    local change = t[d] - (old[4] and had or 0)
+    local field = 'u ' .. account .. ' ' .. d
+    if change ~= 0 and redis.call('HINCRBY', k.capacity, field, int(change)) == 0 then
+      redis.call('HDEL', k.capacity, field)
+    end
   end
-  redis.call('HSET', k.task, 'ph', t.ph, 'cpu', int(t.cpu), 'mem', int(t.mem), 'disk', int(t.disk), 'at', t.at)
+  redis.call('HSET', k.task, 'ph', t.ph, 'cpu', int(t.cpu), 'mem', int(t.mem), 'disk', int(t.disk), 'at', t.at,
+    'counted', 1)
 end
 
 local function put_task(k, t)
@@ -91,8 +143,8 @@ local function finish(KEYS, ARGV)
   local keys = t and task_keys(KEYS, k + 2)
   if t then
     if not is_current(keys, t) then return { 'fenced' } end
-    local short = shortfall(keys, t)
-    if short then return short end
+    local no = lack(keys, t)
+    if no then return no end
   end
   leave(s, lane, entry)
   conclude(s, j, ARGV[a+2], l.attempt, ARGV[a+3], payload_of(l.value), l)
@@ -110,8 +162,8 @@ local function update(KEYS, ARGV)
   if repeated(KEYS[1], ARGV[1], ARGV[3]) then return { 'ok' } end
   local k = task_keys(KEYS, 4)
   if not is_current(k, t) then return { 'fenced' } end
-  local short = shortfall(k, t)
-  if short then return short end
+  local no = lack(k, t)
+  if no then return no end
   put_task(k, t)
   append_events(KEYS[3], ARGV, at)
   note_write(KEYS[1], ARGV[1], ARGV[3])
@@ -131,8 +183,8 @@ local function journal(KEYS, ARGV)
   local t = { v = ARGV[4], job = ARGV[5], ph = ARGV[6], cpu = tonumber(ARGV[7]), mem = tonumber(ARGV[8]),
     disk = tonumber(ARGV[9]), at = ARGV[10] }
   if not is_current(k, t) then return { 'fenced' } end
-  local short = shortfall(k, t)
-  if short then return short end
+  local no = lack(k, t)
+  if no then return no end
   reserve(k, t)
   redis.call('HINCRBY', k.task, 'nd', ARGV[11])
   local fields = tonumber(ARGV[12])
@@ -201,19 +253,59 @@ local function supersede(s, j, lane, lane_name, outcome)
   return withdraw_from(s, j, lane, record, 'cancelled', outcome)
 end
 
+-- What an account may have: whatever is free, or at least this.
+local function allow(capacity, account, words)
+  if words == '' then return end
+  if words == 'all' then
+    redis.call('HDEL', capacity, 'l ' .. account)
+    return
+  end
+  local cpu, mem, disk = string.match(words, '^(%d+) (%d+) (%d+)$')
+  local least, allowed = { tonumber(cpu), tonumber(mem), tonumber(disk) }, allowance_of(capacity, account)
+  local number = allowed and allowed.number or '0'
+  for i in ipairs(DIMENSIONS) do least[i] = math.max(least[i], allowed and allowed[i] or 0) end
+  set_allowance(capacity, account, number, least)
+end
+
+-- The ledger has agreed to another allowance. KEYS: capacity.  ARGV: account, its number as the caller
+-- saw it, the one from now on, amounts (3)
+local function agree(KEYS, ARGV)
+  local allowed = allowance_of(KEYS[1], ARGV[1])
+  if not allowed or allowed.number ~= ARGV[2] then return 'moved' end
+  set_allowance(KEYS[1], ARGV[1], ARGV[3], { tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]) })
+  return 'ok'
+end
+
+-- An account may have what it has, and at least so much: no more from now on.
+-- KEYS: capacity.  ARGV: account, at least (3).  Reply: the allowance with its number, if it has one
+local function trim(KEYS, ARGV)
+  local allowed = allowance_of(KEYS[1], ARGV[1])
+  if not allowed then return {} end
+  local used, changed = used_by(KEYS[1], ARGV[1]), false
+  for i in ipairs(DIMENSIONS) do
+    local amount = math.max(used[i], tonumber(ARGV[1 + i]))
+    changed = changed or amount ~= allowed[i]
+    allowed[i] = amount
+  end
+  local number = changed and int(tonumber(allowed.number) + 1) or allowed.number
+  if changed then set_allowance(KEYS[1], ARGV[1], number, allowed) end
+  return { number, int(allowed[1]), int(allowed[2]), int(allowed[3]) }
+end
+
 -- KEYS: shared, task, tasks, capacity, statuses, journal, nonce, events, job that works on it, its
 --       lane, then queues, lanes, jobs
 -- ARGV: digest, nonce, its expiry (s), totals (3), version and phase that the caller saw (or '' ''),
---       whether its declarations must be those that it saw, outcome of the cancelled,
---       job that works on it, name of its lane, task, events, queues, lanes, jobs
+--       whether its declarations must be those that it saw, outcome of the cancelled, what its account
+--       may have (`all`, at least CPU MEM DISK, or '': as before), job that works on it, name of its
+--       lane, task, events, queues, lanes, jobs
 local function accept(KEYS, ARGV)
   local s = shared(KEYS)
   local k = task_keys(KEYS, SHARED + 1)
   local base = SHARED + 1 + TASK_KEYS
   local nonce, events = KEYS[base], KEYS[base+1]
-  local worker = job_at(KEYS, base + 2, ARGV, 11)
-  local lane, lane_name = KEYS[base+2+JOB_KEYS], ARGV[11+JOB_ARGS]
-  local t, at = read_task(ARGV, 12 + JOB_ARGS)
+  local worker = job_at(KEYS, base + 2, ARGV, 12)
+  local lane, lane_name = KEYS[base+2+JOB_KEYS], ARGV[12+JOB_ARGS]
+  local t, at = read_task(ARGV, 13 + JOB_ARGS)
   local r = redis.call('HMGET', k.task, 'v', 'ph', 'job', 'nonce', 'nd')
   local old = { v = r[1], ph = r[2], job = r[3], nonce = r[4], nd = r[5] }
   local deleting = t.ph == 'deleting'
@@ -230,8 +322,9 @@ local function accept(KEYS, ARGV)
   if ARGV[4] ~= before[1] or ARGV[5] ~= before[2] or ARGV[6] ~= before[3] then
     redis.call('HSET', k.capacity, 't-cpu', ARGV[4], 't-mem', ARGV[5], 't-disk', ARGV[6])
   end
-  local short = shortfall(k, t)
-  if short then return short end
+  allow(k.capacity, account_of(k), ARGV[11])
+  no = lack(k, t)
+  if no then return no end
 
   local superseded = ''
   if deleting and old.v and not SETTLED[old.ph] and old.job ~= t.job then

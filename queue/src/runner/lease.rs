@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::Shared;
 use super::ending::{Ending, state_of};
 use super::held::{CancelReason, Flag};
+use crate::allowance::Beyond;
 use crate::events::with_events;
 use crate::link::{Call, is_transient};
 use crate::member::Identity;
@@ -329,6 +330,13 @@ impl Hold {
                     .ok_or_else(|| QueueError::corrupt("the capacity", format!("{reply:?}")))?;
                 let asked = task.map(|t| t.reserved).unwrap_or_default();
                 Err(QueueError::Shortfall(Shortfall { asked, free }))
+            }
+            Some("beyond") => {
+                let beyond = Beyond::parse(&reply[1..]);
+                Err(beyond.map_or_else(
+                    || QueueError::corrupt("an account's allowance", format!("{reply:?}")),
+                    QueueError::Beyond,
+                ))
             }
             Some(_) | None => {
                 Err(QueueError::corrupt(format!("job {}", self.id()), format!("{reply:?}")))

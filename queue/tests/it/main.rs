@@ -5,6 +5,7 @@
     reason = "allow-unwrap-in-tests does not see the helpers of an integration test"
 )]
 
+mod allowance;
 mod connect;
 mod events;
 mod histories;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use rhizome_model::{Capacity, Outcome, Phase, Task, Version};
 use rhizome_queue::{
-    Accept, Acceptance, Durability, Lease, Queue, QueueError, Runner, RunnerOptions,
+    Accept, Acceptance, Allow, Durability, Lease, Queue, QueueError, Runner, RunnerOptions,
 };
 use serde_json::json;
 
@@ -95,6 +95,7 @@ impl History {
             nonce_expires: 4_000_000_000,
             digest: &nonce,
             total: capacity(TOTAL.0, TOTAL.1),
+            allow: Allow::AsBefore,
             jobs: &jobs,
             events: &[],
         };
@@ -110,7 +111,10 @@ impl History {
             Acceptance::Shortfall(_) | Acceptance::Conflict { .. } => {
                 assert_eq!(self.queue.task(&task.deployment).await.unwrap(), current);
             }
-            other @ (Acceptance::Same(_) | Acceptance::Replayed | Acceptance::Stale { .. }) => {
+            other @ (Acceptance::Same(_)
+            | Acceptance::Replayed
+            | Acceptance::Stale { .. }
+            | Acceptance::Beyond(_)) => {
                 panic!("{other:?}")
             }
         }

@@ -1,6 +1,6 @@
 use rhizome_model::{Capacity, DeploymentId, Event, Job, JobState, Outcome, Phase, Task, Version};
 use rhizome_queue::{
-    Accept, Acceptance, CancelReason, Entries, Queue, QueueError, Runner, RunnerOptions,
+    Accept, Acceptance, Allow, CancelReason, Entries, Queue, QueueError, Runner, RunnerOptions,
 };
 use serde_json::json;
 
@@ -9,6 +9,7 @@ use crate::support::{
     Server, capacity, deployment, event, job_of, message, new_id, options, soon, state, take, task,
 };
 
+const ALLOW: Allow = Allow::AsBefore;
 pub const ACCEPTED: Acceptance = Acceptance::Accepted { superseded: None };
 
 struct Ask<'a> {
@@ -17,6 +18,7 @@ struct Ask<'a> {
     nonce: &'a str,
     digest: &'a str,
     total: Capacity,
+    allow: Allow,
 }
 
 async fn ask(queue: &Queue, ask: Ask<'_>) -> Acceptance {
@@ -29,6 +31,7 @@ async fn ask(queue: &Queue, ask: Ask<'_>) -> Acceptance {
         nonce_expires: 4_000_000_000,
         digest: ask.digest,
         total: ask.total,
+        allow: ask.allow,
         jobs: &jobs,
         events: &events,
     };
@@ -37,12 +40,22 @@ async fn ask(queue: &Queue, ask: Ask<'_>) -> Acceptance {
 
 pub async fn accept(queue: &Queue, task: &Task, base: Option<(u64, Phase)>) -> Acceptance {
     let nonce = new_id().to_string();
-    ask(queue, Ask { task, base, nonce: &nonce, digest: &nonce, total: capacity(8000, 8) }).await
+    ask(
+        queue,
+        Ask { task, base, nonce: &nonce, digest: &nonce, total: capacity(8000, 8), allow: ALLOW },
+    )
+    .await
+}
+
+pub async fn accept_allowed(queue: &Queue, task: &Task, allow: Allow) -> Acceptance {
+    let nonce = new_id().to_string();
+    let total = capacity(8000, 8);
+    ask(queue, Ask { task, base: None, nonce: &nonce, digest: &nonce, total, allow }).await
 }
 
 pub async fn accept_with(queue: &Queue, task: &Task, nonce: &str) -> Acceptance {
     let total = capacity(8000, 8);
-    ask(queue, Ask { task, base: None, nonce, digest: nonce, total }).await
+    ask(queue, Ask { task, base: None, nonce, digest: nonce, total, allow: ALLOW }).await
 }
 
 pub async fn scripts(queue: &Queue, name: &str) -> Runner {
@@ -84,15 +97,27 @@ async fn the_same_envelope_is_the_same_and_another_with_its_nonce_is_not() {
     let server = Server::start();
     let queue = server.queue().await;
     let task = task(&deployment("demo"), 1, capacity(1000, 1));
-    let with =
-        |digest| Ask { task: &task, base: None, nonce: "n1", digest, total: capacity(8000, 8) };
+    let with = |digest| Ask {
+        task: &task,
+        base: None,
+        nonce: "n1",
+        digest,
+        total: capacity(8000, 8),
+        allow: ALLOW,
+    };
     assert_eq!(ask(&queue, with("d1")).await, ACCEPTED);
     assert_eq!(ask(&queue, with("d1")).await, Acceptance::Same(task.clone()));
     assert_eq!(ask(&queue, with("d2")).await, Acceptance::Replayed);
     assert_eq!(queue.reserved().await.unwrap(), capacity(1000, 1));
     let other = crate::support::task(&deployment("other"), 1, Capacity::default());
-    let again =
-        Ask { task: &other, base: None, nonce: "n1", digest: "d1", total: capacity(8000, 8) };
+    let again = Ask {
+        task: &other,
+        base: None,
+        nonce: "n1",
+        digest: "d1",
+        total: capacity(8000, 8),
+        allow: ALLOW,
+    };
     assert_eq!(ask(&queue, again).await, Acceptance::Replayed);
 
     // What was replaced cannot be brought back by its old envelope.
@@ -110,8 +135,18 @@ async fn a_nonce_is_forgotten_when_it_expires() {
     let task = task(&deployment("demo"), 1, Capacity::default());
     let nonce = "short-lived";
     assert_eq!(
-        ask(&queue, Ask { task: &task, base: None, nonce, digest: "d", total: capacity(1, 1) })
-            .await,
+        ask(
+            &queue,
+            Ask {
+                task: &task,
+                base: None,
+                nonce,
+                digest: "d",
+                total: capacity(1, 1),
+                allow: ALLOW
+            }
+        )
+        .await,
         ACCEPTED
     );
     let mut expiry = redis::cmd("EXPIRETIME");

@@ -126,10 +126,11 @@ impl Runner {
         let script = self.script_of(&task, &document, &facts);
         let new_facts = journal.facts.is_none().then(|| facts.clone());
         let resized_before = journal.resizes();
-        let (mut writer, inbox) = match Writer::new(lease, task.clone(), new_facts) {
-            Ok(both) => both,
-            Err(failure) => return self.failed(lease, task, policy, failure).await,
-        };
+        let (mut writer, inbox) =
+            match Writer::new(lease, self.allowances.clone(), task.clone(), new_facts) {
+                Ok(both) => both,
+                Err(failure) => return self.failed(lease, task, policy, failure).await,
+            };
         let operations = Operations::new(self.queue.clone(), lease);
         let host = Evaluating::new(document, facts, task.desired, operations, journal, inbox);
         let over = async move {

@@ -21,6 +21,7 @@ use rhizome_service::clock;
 use tokio::sync::{mpsc, oneshot};
 
 use super::event;
+use crate::allowance::Allowances;
 
 /// Entries that are written in one step.
 const TOGETHER: usize = 64;
@@ -39,6 +40,7 @@ pub(super) type Inbox = mpsc::UnboundedSender<Entry>;
 
 pub(super) struct Writer<'a> {
     lease: &'a Lease,
+    allowances: Allowances,
     task: Task,
     demand: Demand,
     /// To be written with the first effect of the first attempt.
@@ -51,6 +53,7 @@ pub(super) struct Writer<'a> {
 impl<'a> Writer<'a> {
     pub(super) fn new(
         lease: &'a Lease,
+        allowances: Allowances,
         task: Task,
         facts: Option<NodeFacts>,
     ) -> Result<(Self, Inbox), Failure> {
@@ -59,7 +62,7 @@ impl<'a> Writer<'a> {
             demand.add(resource)?;
         }
         let (inbox, entries) = mpsc::unbounded_channel();
-        Ok((Self { lease, task, demand, facts, resizes: false, entries }, inbox))
+        Ok((Self { lease, allowances, task, demand, facts, resizes: false, entries }, inbox))
     }
 
     /// Writes until nobody has anything to write any more; then the task is as the node holds it.
@@ -81,7 +84,7 @@ impl<'a> Writer<'a> {
     async fn write_batch(&mut self, batch: &mut Vec<Entry>) -> Result<(), QueueError> {
         match self.write(batch).await {
             Ok(()) => batch.drain(..).for_each(|entry| answer(entry.written, None)),
-            Err(QueueError::Shortfall(_)) => {
+            Err(QueueError::Shortfall(_) | QueueError::Beyond(_)) => {
                 for entry in batch.drain(..) {
                     self.write_one(entry).await?;
                 }
@@ -102,17 +105,11 @@ impl<'a> Writer<'a> {
     /// One of several that do not fit together. What does not fit by itself is refused, and the
     /// refusal is written: a later attempt finds the same.
     async fn write_one(&mut self, entry: Entry) -> Result<(), QueueError> {
-        let shortfall = match self.write(std::slice::from_ref(&entry)).await {
-            Ok(()) => {
-                answer(entry.written, None);
-                return Ok(());
-            }
-            Err(QueueError::Shortfall(shortfall)) => shortfall,
-            Err(error) => return Err(error),
+        let Some(failure) = self.refusal(&entry).await? else {
+            answer(entry.written, None);
+            return Ok(());
         };
         let Entry { call, effect, written, .. } = entry;
-        let message = format!("the node is too full: {shortfall}");
-        let failure = Failure::new(Code::InsufficientCapacity, message);
         let mut entries = self.entries_of(&[]);
         let declared = resource_of(&effect).cloned();
         entries.declared = usize::from(declared.is_some());
@@ -123,6 +120,26 @@ impl<'a> Writer<'a> {
         self.task.declared.extend(declared);
         answer(written, Some(failure));
         Ok(())
+    }
+
+    /// Why one cannot be; none when it was written.
+    async fn refusal(&mut self, entry: &Entry) -> Result<Option<Failure>, QueueError> {
+        loop {
+            match self.write(std::slice::from_ref(entry)).await {
+                Ok(()) => return Ok(None),
+                Err(QueueError::Shortfall(shortfall)) => {
+                    let message = format!("the node is too full: {shortfall}");
+                    return Ok(Some(Failure::new(Code::InsufficientCapacity, message)));
+                }
+                Err(QueueError::Beyond(beyond)) => {
+                    let account = self.task.deployment.account;
+                    if let Err(refusal) = self.allowances.raise(account, &beyond).await {
+                        return Ok(Some(refusal));
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     async fn write(&mut self, batch: &[Entry]) -> Result<(), QueueError> {

@@ -13,7 +13,7 @@ use rhizome_model::{
     JobId, Journal, Limits, NodeFacts, NodeId, Outcome, Phase, Placement, Policy, SCRIPT_QUEUE,
     Task, Version, What, Work, WorkloadKind, payload_type, queue_name,
 };
-use rhizome_queue::{Accept, Acceptance, Durability, Lease, Queue, RunnerOptions};
+use rhizome_queue::{Accept, Acceptance, Allow, Durability, Lease, Queue, RunnerOptions};
 use rhizome_runner::RunnerConfig;
 use rhizome_service::Shutdown;
 use serde_json::{Value, json};
@@ -151,6 +151,7 @@ impl World {
             nonce_expires: document.expires,
             digest: &document.nonce,
             total: facts().capacity,
+            allow: Allow::AsBefore,
             jobs: std::slice::from_ref(&job),
             events: &[],
         };
