@@ -155,6 +155,14 @@ pub struct UsageReply {
     pub capacity: Capacity,
 }
 
+/// What an account's deployments reserve of a node, as the ledger lists it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct UsageView {
+    pub account: AccountId,
+    pub node: NodeId,
+    pub capacity: Capacity,
+}
+
 /// A request for a coordinator to be known by.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -38,6 +38,11 @@ impl Capacity {
         if fits { Ok(self.saturating_sub(asked)) } else { Err(Shortfall { asked, free: self }) }
     }
 
+    /// Where there is more than `before`, the whole amount; elsewhere nothing.
+    pub fn where_more_than(self, before: Self) -> Self {
+        self.zip(before, |now, before| if now > before { now } else { 0 })
+    }
+
     fn zip(self, other: Self, op: fn(u64, u64) -> u64) -> Self {
         let cpu = op(self.cpu.millis().into(), other.cpu.millis().into());
         Self {
@@ -61,8 +66,9 @@ pub struct Shortfall {
     pub free: Capacity,
 }
 
-impl fmt::Display for Shortfall {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Shortfall {
+    /// What there is not enough of, in words.
+    pub fn lacks(&self) -> String {
         let mut lacks = Vec::new();
         if self.asked.cpu > self.free.cpu {
             lacks.push("cpu");
@@ -73,13 +79,14 @@ impl fmt::Display for Shortfall {
         if self.asked.disk > self.free.disk {
             lacks.push("disk");
         }
-        write!(
-            f,
-            "asked for {}; free are {}; not enough {}",
-            self.asked,
-            self.free,
-            lacks.join(" and ")
-        )
+        lacks.join(" and ")
+    }
+}
+
+impl fmt::Display for Shortfall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (asked, free, lacks) = (self.asked, self.free, self.lacks());
+        write!(f, "asked for {asked}; free are {free}; not enough {lacks}")
     }
 }
 

@@ -25,13 +25,18 @@ impl From<GrantRow> for Grant {
             id: id_of(row.id),
             account: AccountId(id_of(row.account)),
             node: row.node.map(|n| NodeId(id_of(n))),
-            capacity: Capacity {
-                cpu: Cpu::from_millis(u32::try_from(row.cpu).unwrap_or(u32::MAX)),
-                memory: Bytes(id_of(row.memory)),
-                disk: Bytes(id_of(row.disk)),
-            },
+            capacity: capacity_of(row.cpu, row.memory, row.disk),
             until: row.until,
         }
+    }
+}
+
+/// From columns: thousandths of a processor, bytes, bytes.
+pub fn capacity_of(cpu: i64, memory: i64, disk: i64) -> Capacity {
+    Capacity {
+        cpu: Cpu::from_millis(u32::try_from(cpu).unwrap_or(u32::MAX)),
+        memory: Bytes(id_of(memory)),
+        disk: Bytes(id_of(disk)),
     }
 }
 
@@ -186,6 +191,26 @@ pub async fn count_grants(tx: &mut Tx, farm: FarmId, now: i64) -> Result<u64, Db
     .fetch_one(tx)
     .await?;
     Ok(id_of(count))
+}
+
+/// What a farm has granted an account, as far as it is in force.
+pub async fn grants_of(
+    tx: &mut Tx,
+    farm: FarmId,
+    account: AccountId,
+    now: i64,
+) -> Result<Vec<Grant>, DbError> {
+    let rows: Vec<GrantRow> = query(
+        "SELECT id, account, node, cpu, memory, disk, until FROM grants
+         WHERE farm = $1 AND account = $2 AND ended_at IS NULL AND (until IS NULL OR until > $3)
+         ORDER BY id",
+    )
+    .bind(column(farm.0))
+    .bind(column(account.0))
+    .bind(now)
+    .fetch_all(tx)
+    .await?;
+    Ok(rows.into_iter().map(Into::into).collect())
 }
 
 /// [`DbError::Dangling`] when there is no such account.

@@ -162,6 +162,10 @@ pub async fn replace_keys(tx: &mut Tx, account: &Account) -> Result<(), DbError>
     Ok(())
 }
 
+pub async fn is_account(tx: &mut Tx, id: AccountId) -> Result<bool, DbError> {
+    Ok(main_row(tx, id).await?.is_some())
+}
+
 /// The node of an account.
 pub async fn node_of(tx: &mut Tx, account: AccountId) -> Result<Option<NodeId>, DbError> {
     let found: Option<(i64,)> = query("SELECT id FROM nodes WHERE account = $1")

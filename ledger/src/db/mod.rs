@@ -16,6 +16,7 @@ pub mod revisions;
 mod rows;
 mod status;
 mod uptime;
+pub mod usage;
 mod zos;
 
 use rhizome_database::{Batches, Database, DatabaseUrl, Migrator, On, Tx, query};

@@ -69,7 +69,7 @@ pub async fn set_access(
     Ok(Json(farm(&app, id).await?))
 }
 
-/// Grants an account so much of each node, or of one.
+/// Grants an account so much of the farm, all its nodes together, or of one node.
 #[utoipa::path(post, path = "/farms/{id}/grants", tag = "farms", params(("id" = u64, Path)),
     request_body = NewGrant,
     responses((status = 201, body = Grant), (status = "4XX", body = Failure)))]

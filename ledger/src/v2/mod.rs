@@ -16,6 +16,7 @@ mod coordinators;
 mod farms;
 mod nodes;
 mod statements;
+mod usage;
 
 use std::sync::Arc;
 
@@ -28,7 +29,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::App;
-use crate::db::DbError;
+use crate::db::{DbError, Page};
+
+const DEFAULT_PAGE_SIZE: u64 = 50;
+const MAX_PAGE_SIZE: u64 = 1000;
 
 pub fn resources() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
@@ -46,6 +50,8 @@ pub fn resources() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(nodes::get))
         .routes(routes!(nodes::approve))
         .routes(routes!(nodes::report))
+        .routes(routes!(usage::list))
+        .routes(routes!(usage::tell))
         .routes(routes!(coordinators::list))
         .routes(routes!(coordinators::register, coordinators::withdraw))
         .routes(routes!(audit::list))
@@ -109,6 +115,14 @@ pub struct Query<T>(pub T);
 fn read<T: DeserializeOwned>(body: &[u8]) -> Reply<T> {
     serde_json::from_slice(body)
         .map_err(|e| Refusal::bad_request(format!("the request's body: {e}")))
+}
+
+/// The page of a list that was asked for, from 1.
+fn page(number: Option<u64>, size: Option<u64>) -> Page {
+    let size = size.unwrap_or(DEFAULT_PAGE_SIZE).min(MAX_PAGE_SIZE);
+    let offset = number.unwrap_or(1).max(1).saturating_sub(1).saturating_mul(size);
+    let column = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    Page { limit: column(size), offset: column(offset) }
 }
 
 /// Numbers in the database have 63 bits.

@@ -11,12 +11,10 @@ use rhizome_service::clock;
 use serde::{Deserialize, Serialize};
 
 use super::change::{Change, Signed};
-use super::{Path, Query, Refusal, Reply, in_range, read};
+use super::{Path, Query, Refusal, Reply, in_range, page, read};
 use crate::App;
-use crate::db::{self, Page, StatusFilter, access};
+use crate::db::{self, StatusFilter, access};
 
-const DEFAULT_PAGE_SIZE: u64 = 50;
-const MAX_PAGE_SIZE: u64 = 1000;
 /// What a node may say about why it cannot deploy.
 const MAX_REASONS: usize = 16;
 const MAX_REASON: usize = 500;
@@ -47,10 +45,7 @@ pub async fn list(
     Query(which): Query<Which>,
 ) -> Reply<Json<Vec<LedgerNodeView>>> {
     let filter = StatusFilter { id: None, farm: which.farm, approved: which.approved };
-    let size = which.size.unwrap_or(DEFAULT_PAGE_SIZE).min(MAX_PAGE_SIZE);
-    let offset = which.page.unwrap_or(1).max(1).saturating_sub(1).saturating_mul(size);
-    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    let page = Page { limit: number(size), offset: number(offset) };
+    let page = page(which.page, which.size);
     Ok(Json(app.db.node_views(&filter, page, clock::now_secs()).await?))
 }
 

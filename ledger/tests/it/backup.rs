@@ -5,13 +5,14 @@ use serde_json::{Value, json};
 
 use crate::harness::{Home, Ledger, now};
 
-const SHOWN: [&str; 6] = [
+const SHOWN: [&str; 7] = [
     "/v1/farms",
     "/v1/nodes",
     "/v1/accounts?twin_id=1",
     "/v1/accounts?twin_id=2",
     "/v1/nodes/1",
     "/v2/availability?from=0",
+    "/v2/farms/2/usage",
 ];
 
 async fn everything(ledger: &Ledger) -> Vec<Value> {
@@ -32,6 +33,10 @@ async fn used() -> Ledger {
     let node = ledger.node(&a, 2).await;
     let report = json!({ "uptime": 100, "timestamp": now() });
     ledger.send(Method::POST, &format!("/v1/nodes/{node}/uptime"), Some(&a), &report).await;
+    let capacity = json!({ "cpu": 1, "memory": 2, "disk": 3 });
+    let usage = json!({ "account": 2, "number": 4, "capacity": capacity }).to_string();
+    ledger.signed(Method::PUT, "/v2/nodes/1/approval", &b.key, r#"{"approved":true}"#).await;
+    ledger.signed(Method::POST, "/v2/nodes/1/usage", &a.key, usage).await;
     ledger
 }
 
@@ -52,6 +57,7 @@ async fn a_backup_is_everything_also_in_the_other_store() {
     let rows = rhizome_ledger::backup(&ledger.home.url, &file).await.unwrap();
     assert!(rows > 10, "{rows}");
     let shown_before = everything(&ledger).await;
+    assert_eq!(shown_before[6][0]["account"], 2);
     for home in [Home::new().await, other_store().await] {
         assert_eq!(rhizome_ledger::restore(&home.url, &file, false).await.unwrap(), rows);
         rhizome_ledger::backup(&home.url, &again).await.unwrap();

@@ -23,6 +23,8 @@ async fn it_has_what_every_service_has() {
         "/v2/ledger",
         "/v2/statements",
         "/v2/accounts/{id}/keys",
+        "/v2/nodes/{id}/usage",
+        "/v2/farms/{id}/usage",
     ] {
         described(path);
     }

@@ -50,9 +50,11 @@ pub struct Grant {
 
 impl Grant {
     pub fn counts(&self, node: NodeId, account: AccountId, now: i64) -> bool {
-        self.account == account
-            && self.node.is_none_or(|n| n == node)
-            && self.until.is_none_or(|until| now < until)
+        self.account == account && self.node.is_none_or(|n| n == node) && self.in_force(now)
+    }
+
+    pub fn in_force(&self, now: i64) -> bool {
+        self.until.is_none_or(|until| now < until)
     }
 }
 

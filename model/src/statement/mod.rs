@@ -14,6 +14,7 @@
 
 mod farm;
 mod keys;
+mod usage;
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,6 +26,7 @@ use crate::{AccountId, FarmId, KeyId, NodeId};
 
 pub use farm::{Allowance, Farm, FarmAccess, Grant, GrantId, MAX_GRANTS};
 pub use keys::{Account, AccountKey, KeyChange, KeyDocument, KeyEnd, KeyEnding, KeyRefusal};
+pub use usage::{Exceeded, FarmUse};
 
 /// The payload types of what the ledger signs.
 pub mod payload_type {

@@ -6,6 +6,7 @@ mod keys;
 mod nodes;
 mod signed;
 mod statements;
+mod usage;
 
 use rhizome_identity::SigningKey;
 use rhizome_model::statement::{KeyChange, KeyDocument, payload_type};
