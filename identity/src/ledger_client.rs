@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderValue, Method};
-use rhizome_model::api::{AccountView, LedgerNodeView, NodeReport};
+use rhizome_model::api::{AccountView, LedgerNodeView, NodeReport, NodeUsage, UsageReply};
 use rhizome_model::availability::Share;
 use rhizome_model::registrar::{
     self, Acknowledged, Farm, FarmCreated, NewAccount, NewFarm, Node, NodeCreated,
@@ -29,6 +29,9 @@ const PAGE_SIZE: usize = 1000;
 const MAX_PAGES: usize = 1000;
 /// A statement that is needed now is not waited for longer.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A ledger that does not answer a node that wants to reserve leaves time to ask another.
+const USAGE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// A node as the ledger knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,7 +185,7 @@ impl LedgerClient {
         let body = serde_json::to_vec(node).map_err(|e| {
             Failure::new(Code::Internal, format!("cannot write the node's facts: {e}"))
         })?;
-        self.send::<Acknowledged>(Method::PATCH, &format!("/v1/nodes/{id}"), body).await?;
+        self.send::<Acknowledged>(Method::PATCH, &format!("/v1/nodes/{id}"), body, None).await?;
         Ok(())
     }
 
@@ -235,6 +238,14 @@ impl LedgerClient {
         Ok(())
     }
 
+    /// What an account's deployments reserve of a node; signed with its key. It may be said again.
+    pub async fn node_usage(&self, id: NodeId, usage: &NodeUsage) -> Result<UsageReply, Failure> {
+        let body = serde_json::to_vec(usage).map_err(|e| {
+            Failure::new(Code::Internal, format!("cannot write what an account uses: {e}"))
+        })?;
+        self.send(Method::POST, &format!("/v2/nodes/{id}/usage"), body, Some(USAGE_TIMEOUT)).await
+    }
+
     /// Which ledger it is: the key that it signs statements with, its network.
     pub async fn about(&self) -> Result<LedgerView, Failure> {
         self.http.get("/v2/ledger").await
@@ -272,8 +283,9 @@ impl LedgerClient {
         method: Method,
         path: &str,
         body: Vec<u8>,
+        timeout: Option<Duration>,
     ) -> Result<T, Failure> {
-        let reply = self.http.call(method, path, body, HeaderMap::new(), None).await?;
+        let reply = self.http.call(method, path, body, HeaderMap::new(), timeout).await?;
         let bytes = reply.bytes().await.map_err(|e| {
             Failure::new(Code::Unavailable, format!("the ledger's answer to {path} broke off: {e}"))
         })?;

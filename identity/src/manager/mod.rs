@@ -5,7 +5,7 @@
 //!        └▶ nowhere a trace ─▶ Candidate, in memory only                 ▼
 //!              └─ does the ledger know this machine? ─ no ─▶ Kept ─▶ account ▶ farm ▶ node ▶ uptime
 //!                                                   └─ yes ─▶ stop, unless told to be a new node
-//!   socket: who, unseal, and sign, verify, encrypt, decrypt for a purpose
+//!   socket: who, unseal, what accounts use, and sign, verify, encrypt, decrypt for a purpose
 //! ```
 //!
 //! Registering is repeated until it succeeds and made again when a fact changes; a node that was
@@ -166,8 +166,13 @@ impl Manager {
         let Self { key, mut holding, config, facts, identity } = self;
         let ledger = LedgerClient::new(&config.ledger, Some(key.clone()))?;
         let spool = Spool::open(&config.state, facts::boot_id()?);
-        let service =
-            socket::Service::new(key, identity.subscribe(), facts.clone(), config.grants.clone());
+        let service = socket::Service::new(socket::Inner {
+            key,
+            identity: identity.subscribe(),
+            ledger: ledger.clone(),
+            facts: facts.clone(),
+            grants: config.grants.clone(),
+        });
         let own = service.serve(&config.socket, 0o600, shutdown.clone());
         let shared = async {
             match &config.shared_socket {

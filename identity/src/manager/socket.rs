@@ -1,10 +1,11 @@
-//! The unix sockets on which the node's own processes ask who the node is, have secrets opened, and
-//! have things signed and encrypted. The kernel says who asks (SO_PEERCRED).
+//! The unix sockets on which the node's own processes ask who the node is, have secrets opened,
+//! have things signed and encrypted, and have the ledger told what accounts use. The kernel says who asks (SO_PEERCRED).
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::connect_info::Connected;
@@ -14,8 +15,8 @@ use axum::serve::IncomingStream;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rhizome_model::api::{
-    GenerateRequest, NodeIdentity, PurposeReply, PurposeRequest, UnsealReply, UnsealRequest,
-    VerifyReply, VerifyRequest,
+    GenerateRequest, NodeIdentity, NodeUsage, PurposeReply, PurposeRequest, UnsealReply,
+    UnsealRequest, UsageReply, VerifyReply, VerifyRequest,
 };
 use rhizome_model::{Code, Failure, KeyId};
 use rhizome_service::http::{always_healthy, with_common_routes};
@@ -29,19 +30,24 @@ use zeroize::Zeroizing;
 
 use super::grants::{self, Grant, Operation};
 use super::{Facts, FactsSource};
-use crate::{Purpose, SealError, SigningKey, seal, verify_for};
+use crate::{LedgerClient, Purpose, SealError, SigningKey, seal, verify_for};
 
 /// What the sockets serve.
 pub struct Service {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    key: SigningKey,
-    identity: watch::Receiver<NodeIdentity>,
-    facts: FactsSource,
-    grants: Vec<Grant>,
+pub struct Inner {
+    pub key: SigningKey,
+    pub identity: watch::Receiver<NodeIdentity>,
+    /// It signs with `key`.
+    pub ledger: LedgerClient,
+    pub facts: FactsSource,
+    pub grants: Vec<Grant>,
 }
+
+/// Whoever waits for the ledger holds up a deployment.
+const USAGE_WITHIN: Duration = Duration::from_secs(9);
 
 /// The user at the other end, as the kernel says it.
 #[derive(Debug, Clone, Copy)]
@@ -54,13 +60,8 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
 }
 
 impl Service {
-    pub fn new(
-        key: SigningKey,
-        identity: watch::Receiver<NodeIdentity>,
-        facts: FactsSource,
-        grants: Vec<Grant>,
-    ) -> Self {
-        Self { inner: Arc::new(Inner { key, identity, facts, grants }) }
+    pub fn new(inner: Inner) -> Self {
+        Self { inner: Arc::new(inner) }
     }
 
     /// Serves until the token is cancelled.
@@ -75,6 +76,7 @@ impl Service {
         let (router, api) = OpenApiRouter::new()
             .routes(routes!(unseal))
             .routes(routes!(generate))
+            .routes(routes!(usage))
             .routes(routes!(who))
             .routes(routes!(hardware))
             .routes(routes!(sign))
@@ -156,14 +158,43 @@ async fn generate(
     Ok(Json(UnsealReply { secret: STANDARD.encode(secret.as_bytes()) }))
 }
 
+/// Tells the ledger what an account's deployments reserve of this node; what it says to that.
+#[utoipa::path(post, path = "/v1/usage", request_body = NodeUsage, responses(
+    (status = 200, body = UsageReply), (status = 403, body = Failure), (status = 503, body = Failure)))]
+async fn usage(
+    ConnectInfo(Peer(uid)): ConnectInfo<Peer>,
+    State(service): State<Arc<Inner>>,
+    request: Result<Json<NodeUsage>, JsonRejection>,
+) -> ApiResult<Json<UsageReply>> {
+    check_trusted(uid)?;
+    let Json(said) = request?;
+    let registered = service.identity.borrow().registered;
+    let Some(registered) = registered else {
+        let message = "this node is not registered yet, so the ledger counts nothing for it";
+        return Err(ApiError::new(Code::Unavailable, message));
+    };
+    let telling = service.ledger.node_usage(registered.node, &said);
+    let told = tokio::time::timeout(USAGE_WITHIN, telling).await.unwrap_or_else(|_| {
+        let why = format!("no answer within {} s", USAGE_WITHIN.as_secs());
+        Err(Failure::new(Code::Unavailable, why))
+    });
+    Ok(Json(told.map_err(|failure| match failure.code {
+        Code::Unavailable => {
+            let message = "no ledger can be reached that counts what accounts use of the farm";
+            Failure::new(Code::Unavailable, message).with_detail(failure.message)
+        }
+        _ => failure,
+    })?))
+}
+
 fn check_trusted(uid: Option<u32>) -> Result<(), ApiError> {
     if grants::is_trusted(uid, ours()) {
         return Ok(());
     }
-    tracing::warn!(?uid, "a foreign user asked for a secret");
+    tracing::warn!(?uid, "a foreign user asked for what is the node's own");
     Err(ApiError::new(
         Code::Unauthorised,
-        "only root and the identity manager's own user may have secrets opened",
+        "only root and the identity manager's own user may ask for this",
     ))
 }
 

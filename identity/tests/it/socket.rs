@@ -11,10 +11,10 @@ use base64::engine::general_purpose::STANDARD;
 use rhizome_identity::manager::{Config, Facts, FarmChoice, Manager, Overrides};
 use rhizome_identity::{Purpose, SigningKey, seal, verify_for};
 use rhizome_model::api::{
-    GenerateRequest, NodeIdentity, PurposeReply, PurposeRequest, UnsealReply, UnsealRequest,
-    VerifyReply, VerifyRequest,
+    GenerateRequest, NodeIdentity, NodeUsage, PurposeReply, PurposeRequest, UnsealReply,
+    UnsealRequest, UsageReply, VerifyReply, VerifyRequest,
 };
-use rhizome_model::{Code, KeyId};
+use rhizome_model::{AccountId, Capacity, Code, KeyId};
 use rhizome_service::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -150,6 +150,19 @@ async fn signs_and_encrypts_for_purposes_which_do_not_mix() {
     assert!(facts.resources.cru > 0);
 }
 
+/// What a registered node gets, and what the ledger says, is tested with a ledger.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_no_ledger_knows_is_counted_nowhere() {
+    let node = Running::start().await;
+    let usage = NodeUsage { account: AccountId(1), number: 1, capacity: Capacity::default() };
+    let failure = node.client.post::<UsageReply>("/v1/usage", &usage).await.unwrap_err();
+    assert_eq!(failure.code, Code::Unavailable);
+    assert!(failure.message.contains("not registered yet"), "{failure}");
+    let odd = serde_json::json!({ "account": 1, "number": -1, "capacity": usage.capacity });
+    let failure = node.client.post::<UsageReply>("/v1/usage", &odd).await.unwrap_err();
+    assert_eq!(failure.code, Code::BadRequest);
+}
+
 /// What another user gets from a socket: the HTTP status and the body.
 fn as_user(uid: u32, socket: &Path, path: &str, body: &str) -> (u16, serde_json::Value) {
     const ASK: &str = r#"
@@ -208,6 +221,11 @@ async fn other_users_get_what_was_granted_to_them_and_no_more() {
     let body = serde_json::json!({ "resource": "1/demo/db" }).to_string();
     let (status, reply) = as_user(GRANTED, &shared, "/v1/generate", &body);
     assert_eq!((status, reply["code"].as_str()), (403, Some("unauthorised")));
+    let body = r#"{"account":1,"number":1,"capacity":{"cpu":1,"memory":1,"disk":1}}"#;
+    for uid in [GRANTED, STRANGER] {
+        let (status, reply) = as_user(uid, &shared, "/v1/usage", body);
+        assert_eq!((status, reply["code"].as_str()), (403, Some("unauthorised")));
+    }
     // Who the node is, is no secret.
     let (status, reply) = as_user(STRANGER, &shared, "/v1/identity", "");
     assert_eq!((status, reply["key"].as_str()), (200, Some(node.key.to_string().as_str())));

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http::Method;
 use rhizome_identity::manager::{Config, Facts, FactsSource, FarmChoice, Manager};
 use rhizome_identity::{LedgerClient, SigningKey, seal};
-use rhizome_model::api::{NodeIdentity, UnsealReply, UnsealRequest};
+use rhizome_model::api::{NodeIdentity, NodeUsage, UnsealReply, UnsealRequest, UsageReply};
 use rhizome_model::registrar::{Interface, Location, Resources};
 use rhizome_model::uptime::{BootReport, UptimeBatch};
-use rhizome_model::{Code, Failure, KeyId};
+use rhizome_model::{AccountId, Bytes, Capacity, Code, Cpu, Failure, KeyId};
 use rhizome_service::Client;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -168,7 +170,7 @@ async fn reports_of_a_time_without_a_ledger_are_filled_in() {
     let mut node = Running::start(config(dir.path(), &format!("http://{address}")));
     node.until(|i| i.waiting_reports > waiting).await;
     let spool = std::fs::read_to_string(dir.path().join("identity/uptime.json")).unwrap();
-    let spool: serde_json::Value = serde_json::from_str(&spool).unwrap();
+    let spool: Value = serde_json::from_str(&spool).unwrap();
     let ledger = Ledger::start_in(kept, address).await;
     node.until(|i| i.problem.is_none() && i.waiting_reports == 0).await;
     let client = LedgerClient::new(&ledger.base(), Some(node.secret.clone())).unwrap();
@@ -286,5 +288,59 @@ async fn a_socket_that_a_dead_manager_left_is_taken_over() {
         }
     };
     tokio::time::timeout(DEADLINE, asking).await.expect("nobody serves the socket");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn what_an_account_uses_goes_to_the_ledger_signed_by_the_node() {
+    let ledger = Ledger::start().await;
+    let (owner, tenant) = (ledger.account(1).await, ledger.account(2).await);
+    ledger.farm(&owner, "farm").await;
+    let dir = tempfile::tempdir().unwrap();
+    // The first of its ledgers is never there.
+    let urls = format!("http://127.0.0.1:1,{}", ledger.base());
+    let mut node = Running::start(config(dir.path(), &urls));
+    let registered = node.until(|i| i.registered.is_some()).await.registered.unwrap();
+    let change = async |method: Method, path: String, body: Value| {
+        let answer = ledger.signed(method, &path, &owner.key, body.to_string()).await;
+        assert!(answer.0 < 300, "{path}: {answer:?}");
+    };
+    let approval = format!("/v2/nodes/{}/approval", registered.node);
+    change(Method::PUT, approval, json!({ "approved": true })).await;
+    change(Method::PUT, "/v2/farms/1/access".into(), json!({ "access": "closed" })).await;
+    let capacity = Capacity { cpu: Cpu::cores(2), memory: Bytes::gib(2), disk: Bytes::gib(2) };
+    let grant = json!({ "account": tenant.id, "capacity": capacity });
+    change(Method::POST, "/v2/farms/1/grants".into(), grant).await;
+
+    let client = Client::unix("identity manager", dir.path().join("identity.sock")).unwrap();
+    let usage = async |account: u64, number: u64, capacity: Capacity| {
+        let usage = NodeUsage { account: AccountId(account), number, capacity };
+        client.post::<UsageReply>("/v1/usage", &usage).await
+    };
+    let held = |taken, number| UsageReply { taken, number, capacity };
+    assert_eq!(usage(tenant.id, 3, capacity).await, Ok(held(true, 3)));
+    assert_eq!(usage(tenant.id, 3, capacity).await, Ok(held(true, 3)));
+    assert_eq!(usage(tenant.id, 2, Capacity::default()).await, Ok(held(false, 3)));
+    let more = usage(tenant.id, 4, capacity.saturating_add(capacity)).await.unwrap_err();
+    assert_eq!(more.code, Code::NotGranted);
+    assert!(more.message.contains("asked for 4 cpu"), "{more}");
+    assert_eq!(usage(999, 1, capacity).await.unwrap_err().code, Code::NotFound);
+    let listed = ledger.get("/v2/farms/1/usage").await.1;
+    assert_eq!(listed, json!([{ "account": 2, "node": registered.node, "capacity": capacity }]));
+
+    let away = |failure: Failure, why: &str| {
+        assert_eq!(failure.code, Code::Unavailable);
+        assert!(failure.message.contains("no ledger can be reached"), "{failure}");
+        assert!(failure.detail.as_ref().unwrap().contains(why), "{failure:?}");
+    };
+    let address = ledger.address;
+    ledger.stop().await;
+    away(usage(tenant.id, 4, Capacity::default()).await.unwrap_err(), "cannot reach ledger at");
+    // Something listens there and says nothing: a deployment is not held up for long.
+    let silent = tokio::net::TcpListener::bind(address).await.unwrap();
+    let asked = std::time::Instant::now();
+    away(usage(tenant.id, 4, Capacity::default()).await.unwrap_err(), "cannot reach ledger at");
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    drop(silent);
     node.stop().await;
 }
