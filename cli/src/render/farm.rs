@@ -1,7 +1,8 @@
 //! Farms, their nodes and their grants for people.
 
+use rhizome_model::AccountId;
 use rhizome_model::api::{LedgerNodeView, NodeHealth};
-use rhizome_model::statement::{Farm, FarmAccess, Grant};
+use rhizome_model::statement::{Farm, FarmAccess, FarmUse, Grant};
 
 use super::{clean, table};
 
@@ -24,12 +25,20 @@ pub fn grants(grants: &[Grant]) -> String {
         [
             grant.id.to_string(),
             grant.account.to_string(),
-            grant.node.map_or_else(|| "each".into(), |n| n.to_string()),
+            grant.node.map_or_else(|| "all together".into(), |n| n.to_string()),
             grant.capacity.to_string(),
             until.map_or_else(|| "taken back".into(), |until| until.to_string()),
         ]
     });
     table(["GRANT", "ACCOUNT", "NODE", "MAY USE", "UNTIL"], rows)
+}
+
+/// What accounts use of what they were granted of a whole farm.
+pub fn used(used: &[(AccountId, FarmUse)]) -> String {
+    let rows = used.iter().map(|(account, used)| {
+        [account.to_string(), used.granted().to_string(), used.used().to_string()]
+    });
+    table(["ACCOUNT", "OF THE FARM", "IN USE"], rows)
 }
 
 pub fn nodes(nodes: &[LedgerNodeView]) -> String {
