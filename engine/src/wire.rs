@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   parent                         child
+//!   Limits ──────────────────────▶ gives up what is left, and cannot go beyond them
 //!   Script ──────────────────────▶ compiles, evaluates
 //!         ◀─────────────────────── Call  ┐ any number, one at a time
 //!   Reply ───────────────────────▶       ┘
@@ -15,7 +16,7 @@ use rhizome_model::{Action, DesiredResource, Failure, Limits, Name};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::Context;
 
@@ -30,8 +31,18 @@ pub enum Order {
     Setup {
         uid_gid: u32,
     },
-    /// With the child's standard input, output and error.
-    Fork(Limits),
+    /// With the child's standard input, output and error. It is told nothing of any request: what a
+    /// child needs to know comes through its own pipe.
+    Fork(When),
+}
+
+/// When a child is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum When {
+    /// Its script waits for it.
+    Now,
+    /// Nobody asks yet: it gets ready, and waits.
+    Ahead,
 }
 
 impl Order {
@@ -52,6 +63,8 @@ impl Answer {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToChild {
+    /// First, and once.
+    Limits(Limits),
     Script(Box<Work>),
     Reply(Reply),
 }
@@ -145,10 +158,6 @@ pub fn body_length(head: [u8; 4], max: usize) -> io::Result<usize> {
 fn too_long(length: usize, max: usize) -> io::Error {
     let what = format!("a message of {length} bytes; at most {max} are taken");
     io::Error::new(io::ErrorKind::InvalidData, what)
-}
-
-pub async fn send(to: &mut (impl AsyncWrite + Unpin), message: &ToChild) -> io::Result<()> {
-    to.write_all(&encode(message, MAX_TO_CHILD)?).await
 }
 
 /// One message of the child, and how many bytes it took.

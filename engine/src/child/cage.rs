@@ -2,9 +2,13 @@
 //!
 //! ```text
 //!   give_up   namespaces, user and groups, capabilities, new privileges      (once, in the zygote)
-//!   close     descriptors, files, processes, memory, processor time; then system calls: a list of
-//!             what evaluation needs, the rest kills                          (in each child)
+//!   close     files, processes, memory, processor time; then system calls: a list of what
+//!             evaluation needs, the rest kills                               (in each child)
 //! ```
+//!
+//! A child forked ahead does not know its limits yet. It closes the cage in two steps: `close_ahead`
+//! permits what closing needs beyond evaluation, `close_rest` takes that away. What is left is the
+//! same list.
 //!
 //! Everything here is part of the promise that a script can do nothing but compute and ask its
 //! parent; so whatever cannot be given up ends the process. Only namespaces are a second fence
@@ -12,6 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::RawFd;
 
 use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -55,6 +60,16 @@ const NEEDED: &[i64] = &[
     libc::SYS_restart_syscall,
     libc::SYS_exit,
     libc::SYS_exit_group,
+];
+
+/// What a child beyond that needs to wait, and to close the rest of its cage.
+const CLOSING: &[i64] = &[
+    libc::SYS_ppoll,
+    libc::SYS_close_range,
+    libc::SYS_prlimit64,
+    libc::SYS_setitimer,
+    libc::SYS_prctl,
+    libc::SYS_seccomp,
 ];
 
 /// What no process of ours that comes near a script may have.
@@ -122,6 +137,10 @@ fn drop_capabilities() -> io::Result<()> {
 /// What closes around a process that has given up everything else.
 pub struct Cage {
     filter: BpfProgram,
+    /// With what closing needs.
+    ahead: BpfProgram,
+    /// Against what closing needed.
+    rest: BpfProgram,
     /// Address space before the script.
     base: u64,
 }
@@ -129,14 +148,32 @@ pub struct Cage {
 impl Cage {
     /// Made in the zygote when it holds all that a child starts with.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { filter: filter()?, base: address_space()? })
+        Ok(Self {
+            filter: permit(&[])?,
+            ahead: permit(CLOSING)?,
+            rest: refuse(CLOSING)?,
+            base: address_space()?,
+        })
     }
 
+    /// At once.
     pub fn close(&self, limits: &Limits) -> io::Result<()> {
-        // SAFETY: nothing in this single-threaded process uses a descriptor beyond the standard ones.
-        if unsafe { libc::close_range(3, u32::MAX, 0) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        self.limit(limits)?;
+        apply_filter(&self.filter).map_err(io::Error::other)
+    }
+
+    /// As far as it goes without the limits.
+    pub fn close_ahead(&self) -> io::Result<()> {
+        apply_filter(&self.ahead).map_err(io::Error::other)
+    }
+
+    /// After `close_ahead`.
+    pub fn close_rest(&self, limits: &Limits) -> io::Result<()> {
+        self.limit(limits)?;
+        apply_filter(&self.rest).map_err(io::Error::other)
+    }
+
+    fn limit(&self, limits: &Limits) -> io::Result<()> {
         let memory = self.base.saturating_add(limits.memory);
         let seconds = limits.cpu_ms.div_ceil(1000).saturating_add(1);
         for (resource, most) in [
@@ -150,9 +187,16 @@ impl Cage {
         ] {
             setrlimit(resource, most, most)?;
         }
-        kill_after(limits.cpu_ms.saturating_add(CPU_GRACE_MS))?;
-        apply_filter(&self.filter).map_err(io::Error::other)
+        kill_after(limits.cpu_ms.saturating_add(CPU_GRACE_MS))
     }
+}
+
+/// This one and all that follow.
+pub fn close_descriptors(first: RawFd) -> io::Result<()> {
+    let first = u32::try_from(first).map_err(io::Error::other)?;
+    // SAFETY: nothing in this single-threaded process uses a descriptor from there on.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// SIGPROF, which ends the process, after so much processor time. RLIMIT_CPU counts seconds only.
@@ -179,9 +223,10 @@ fn address_space() -> io::Result<u64> {
     Ok(pages * u64::try_from(page).map_err(io::Error::other)?)
 }
 
-fn filter() -> io::Result<BpfProgram> {
+/// Evaluation's system calls and these; any other kills.
+fn permit(more: &[i64]) -> io::Result<BpfProgram> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        NEEDED.iter().map(|call| (*call, Vec::new())).collect();
+        NEEDED.iter().chain(more).map(|call| (*call, Vec::new())).collect();
     let executable = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
     for (call, argument, op, value) in [
         (libc::SYS_read, 0, SeccompCmpOp::Eq, 0),
@@ -194,9 +239,22 @@ fn filter() -> io::Result<BpfProgram> {
         let rule = condition.and_then(|c| SeccompRule::new(vec![c])).map_err(io::Error::other)?;
         rules.insert(call, vec![rule]);
     }
+    filter(rules, SeccompAction::KillProcess, SeccompAction::Allow)
+}
+
+/// These kill; whether others do is for the filter that is there to say.
+fn refuse(these: &[i64]) -> io::Result<BpfProgram> {
+    let rules = these.iter().map(|call| (*call, Vec::new())).collect();
+    filter(rules, SeccompAction::Allow, SeccompAction::KillProcess)
+}
+
+fn filter(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    others: SeccompAction,
+    these: SeccompAction,
+) -> io::Result<BpfProgram> {
     let machine = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
-    let filter =
-        SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, machine);
+    let filter = SeccompFilter::new(rules, others, these, machine);
     filter.and_then(BpfProgram::try_from).map_err(io::Error::other)
 }
 
@@ -210,14 +268,38 @@ mod tests {
 
     use super::*;
 
-    /// What becomes of a process that does this in a cage that is closed.
+    fn at_once() -> io::Result<()> {
+        Cage::new()?.close(&Limits::default())
+    }
+
+    fn in_two_steps() -> io::Result<()> {
+        let cage = Cage::new()?;
+        cage.close_ahead()?;
+        close_descriptors(3)?;
+        cage.close_rest(&Limits::default())
+    }
+
+    /// What becomes of a process that does this in a cage that is closed, either way.
     fn in_the_cage(act: fn()) -> WaitStatus {
+        let [once, twice] = [at_once, in_two_steps].map(|close| in_a_cage(close, act));
+        let kind = |status: &WaitStatus| (std::mem::discriminant(status), signal(status));
+        assert_eq!(kind(&once), kind(&twice));
+        twice
+    }
+
+    fn signal(status: &WaitStatus) -> Option<Signal> {
+        match status {
+            WaitStatus::Signaled(_, signal, _) => Some(*signal),
+            _ => None,
+        }
+    }
+
+    fn in_a_cage(close: fn() -> io::Result<()>, act: fn()) -> WaitStatus {
         // SAFETY: the test process does nothing else meanwhile, and the child ends by `_exit`.
         match unsafe { fork() }.unwrap() {
             ForkResult::Parent { child } => waitpid(child, None).unwrap(),
             ForkResult::Child => {
-                let closed = Cage::new().and_then(|cage| cage.close(&Limits::default()));
-                if closed.is_err() {
+                if close().is_err() {
                     // SAFETY: ends this process without running anything of the test's.
                     unsafe { libc::_exit(9) };
                 }

@@ -19,6 +19,7 @@ use crate::wire::{FromChild, ToChild};
 use cage::Cage;
 use evaluate::Evaluator;
 use pipe::Pipe;
+use zygote::Begin;
 
 /// The body of a process whose children evaluate one script each for its parent, which speaks to
 /// them over standard input and output (see `wire`).
@@ -47,16 +48,46 @@ fn prepare(uid_gid: u32) -> io::Result<(Cage, Evaluator)> {
     Ok((cage, evaluator))
 }
 
-fn evaluate((cage, mut evaluator): (Cage, Evaluator), limits: Limits) -> io::Result<()> {
-    cage.close(&limits)?;
+fn evaluate((cage, mut evaluator): (Cage, Evaluator), begin: Begin) -> io::Result<()> {
+    cage::close_descriptors(begin.beyond())?;
+    let limits = match begin {
+        Begin::AtOnce => {
+            let limits = limits()?;
+            cage.close(&limits)?;
+            limits
+        }
+        Begin::WhenAsked(zygote) => {
+            // So that it has its own copies of what it will write to.
+            evaluator.warm_up();
+            cage.close_ahead()?;
+            if !pipe::wait(zygote)? {
+                return Ok(());
+            }
+            cage::close_descriptors(zygote)?;
+            let limits = limits()?;
+            cage.close_rest(&limits)?;
+            limits
+        }
+    };
     evaluator.limit(limits);
     let work = match Pipe.receive()? {
         ToChild::Script(work) => work,
-        ToChild::Reply(_) => return Err(io::Error::other("the parent sent no script")),
+        ToChild::Limits(_) | ToChild::Reply(_) => {
+            return Err(io::Error::other("the parent sent no script"));
+        }
     };
     let done = evaluator.run(&work);
     Pipe.send(&FromChild::Done(done))?;
     // To tidy up would copy all that is shared with the zygote.
     std::mem::forget(evaluator);
     Ok(())
+}
+
+fn limits() -> io::Result<Limits> {
+    match Pipe.receive()? {
+        ToChild::Limits(limits) => Ok(limits),
+        ToChild::Script(_) | ToChild::Reply(_) => {
+            Err(io::Error::other("the parent did not begin with the limits"))
+        }
+    }
 }

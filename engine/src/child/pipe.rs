@@ -1,9 +1,10 @@
 //! The child's end of the conversation: unbuffered, blocking.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
 
 use crate::api::Link;
 use crate::wire::{
@@ -32,6 +33,22 @@ impl Link for Pipe {
         match self.receive()? {
             ToChild::Reply(reply) => Ok(reply),
             _ => Err(io::Error::other("the parent did not send a reply")),
+        }
+    }
+}
+
+/// Until the parent says something, or ends: true; or until the zygote is gone.
+pub fn wait(zygote: RawFd) -> io::Result<bool> {
+    let stdin = io::stdin();
+    // SAFETY: it stays open until this returns.
+    let zygote = unsafe { BorrowedFd::borrow_raw(zygote) };
+    let both = [stdin.as_fd(), zygote];
+    let mut both = both.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    loop {
+        match ppoll(&mut both, None, None) {
+            Ok(_) => return Ok(both[0].any() == Some(true)),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -4,14 +4,17 @@
 //! ```text
 //!   parent ══ control: Setup, then three descriptors per child ══▶ zygote
 //!      ◀═════════════════ ready, then a process id per child ════════╝ │ forks
-//!      ◀──── pipes ────────────────────────────────────────────────▶ child: one script
+//!      ◀──── pipes: limits, script, calls, replies ────────────────▶ child: one script
 //! ```
+//!
+//! A child forked ahead gets ready and waits on its pipe; it holds one end of another, of which the
+//! zygote has the other end, so it is gone when the zygote is.
 //!
 //! A child is the child of the zygote's parent (`CLONE_PARENT`): that one hears of its end, and the
 //! kernel kills it when that one is gone.
 
 use std::io::{self, IoSliceMut};
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 
 use nix::errno::Errno;
@@ -21,19 +24,36 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, RecvMsg, SockaddrStorage, recvmsg, send};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getppid};
 
-use rhizome_model::Limits;
-
 use super::pipe::complain;
-use crate::wire::{Answer, Order};
+use crate::wire::{Answer, Order, When};
 
 /// Standard input of the zygote.
 const CONTROL: RawFd = 0;
+/// Of a child that was forked ahead: readable when the zygote is gone.
+const ZYGOTE: RawFd = 3;
+
+/// How a child begins.
+pub enum Begin {
+    AtOnce,
+    /// When its pipe says so, unless this one tells that the zygote is gone.
+    WhenAsked(RawFd),
+}
+
+impl Begin {
+    /// The first descriptor that the child has no use for.
+    pub fn beyond(&self) -> RawFd {
+        match self {
+            Self::AtOnce => 3,
+            Self::WhenAsked(zygote) => zygote + 1,
+        }
+    }
+}
 
 /// Forks children until the parent is gone. `prepare` is done once, `child` in every child, with
 /// what was prepared.
 pub fn run<T>(
     prepare: impl FnOnce(u32) -> io::Result<T>,
-    child: impl FnOnce(T, Limits) -> io::Result<()>,
+    child: impl FnOnce(T, Begin) -> io::Result<()>,
 ) -> ExitCode {
     match serve(prepare, child) {
         Ok(()) => ExitCode::SUCCESS,
@@ -46,7 +66,7 @@ pub fn run<T>(
 
 fn serve<T>(
     prepare: impl FnOnce(u32) -> io::Result<T>,
-    child: impl FnOnce(T, Limits) -> io::Result<()>,
+    child: impl FnOnce(T, Begin) -> io::Result<()>,
 ) -> io::Result<()> {
     let parent = getppid();
     let Some((Order::Setup { uid_gid }, _)) = receive()? else { return Err(unexpected("Setup")) };
@@ -54,17 +74,20 @@ fn serve<T>(
         Ok(prepared) => prepared,
         Err(error) => return answer(&Answer::Failed(error.to_string())),
     };
+    // Nothing is ever written; our end is closed when we are gone, whatever we died of. Both are kept as
+    // numbers: a child closes them.
+    let (alive, ours) = io::pipe()?;
+    let (alive, _ours) = (alive.into_raw_fd(), ours.into_raw_fd());
     answer(&Answer::Ready)?;
     loop {
         let Some((order, descriptors)) = receive()? else { return Ok(()) };
-        let (Order::Fork(limits), Ok(pipes)) = (order, <[OwnedFd; 3]>::try_from(descriptors))
-        else {
+        let (Order::Fork(when), Ok(pipes)) = (order, <[OwnedFd; 3]>::try_from(descriptors)) else {
             return Err(unexpected("Fork with three descriptors"));
         };
         match fork() {
             Ok(None) => {
                 become_child(parent, pipes)?;
-                child(prepared, limits)?;
+                child(prepared, begin(when, alive)?)?;
                 // SAFETY: ends this process, in which nothing is left to be done.
                 unsafe { libc::_exit(0) }
             }
@@ -96,6 +119,16 @@ fn become_child(parent: Pid, pipes: [OwnedFd; 3]) -> io::Result<()> {
     dup2_stdout(output)?;
     dup2_stderr(errors)?;
     Ok(())
+}
+
+/// In the child. What it does not keep, it closes before it begins.
+fn begin(when: When, alive: RawFd) -> io::Result<Begin> {
+    if when == When::Now {
+        return Ok(Begin::AtOnce);
+    }
+    // SAFETY: whatever had this number is a copy of the zygote's, which this process does not use.
+    Errno::result(unsafe { libc::dup2(alive, ZYGOTE) })?;
+    Ok(Begin::WhenAsked(ZYGOTE))
 }
 
 fn receive() -> io::Result<Option<(Order, Vec<OwnedFd>)>> {

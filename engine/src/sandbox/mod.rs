@@ -1,9 +1,11 @@
 //! The parent's side: a child per evaluation, forked from a zygote.
 //!
 //! ```text
-//!   evaluate: has the nursery's zygote fork a child ──▶ talks ──▶ kills it and lets it be reaped
+//!   evaluate: takes the child that waits, or has the nursery's zygote fork one
+//!             ──▶ talks ──▶ kills it and lets it be reaped
 //! ```
 //!
+//! One child is forked ahead, when it is calm, and waits in its cage for the next evaluation.
 //! A child is never used twice, and whatever it says is checked as if it came from a stranger.
 
 mod death;
@@ -23,8 +25,9 @@ use tokio_util::task::TaskTracker;
 use crate::wire::Mode;
 use crate::{Evaluation, Host, Script, Stop};
 use nursery::Nursery;
-use talk::Talk;
+use process::Child;
 pub use talk::Told;
+use talk::{Talk, Untold};
 
 /// Scripts that are evaluated at a time, most of them waiting for a resource. More wait for a place.
 const MAX_AT_ONCE: usize = 256;
@@ -103,20 +106,33 @@ impl Sandboxes {
         }
         let place = self.places.acquire().await;
         let _place = place.expect("the semaphore is never closed");
-        let child = self.nursery.raise(script.limits).await.map_err(|error| {
+        let mut spare = self.nursery.spare();
+        loop {
+            let child = match spare.take() {
+                Some(child) => child,
+                None => self.raise().await?,
+            };
+            let (told, child) = Talk::new(script, host).run(child, mode).await;
+            self.burials.spawn(child.bury());
+            match told {
+                Ok(told) => return host.finish().await.map(|()| told).map_err(talk::stop),
+                Err(Untold::Stop(stop)) => return Err(stop),
+                // Then a new one is asked, of which this cannot be said.
+                Err(Untold::Unheard) => tracing::debug!("a sandbox died as it was asked"),
+            }
+        }
+    }
+
+    async fn raise(&self) -> Result<Child, Stop> {
+        self.nursery.raise().await.map_err(|error| {
             let message = format!("no sandbox could be started: {error}");
             Stop::Failed(Failure::new(Code::Internal, message))
-        })?;
-        let (told, child) = Talk::new(script, host).run(child, mode).await;
-        self.burials.spawn(child.bury());
-        match told {
-            Ok(told) => host.finish().await.map(|()| told).map_err(talk::stop),
-            Err(stop) => Err(stop),
-        }
+        })
     }
 
     /// Waits until the children are gone whose evaluations have come to an end.
     pub async fn close(self) {
+        self.nursery.close().await;
         self.burials.close();
         self.burials.wait().await;
     }

@@ -1,7 +1,8 @@
 //! One child process: its pipes, its end.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -15,32 +16,85 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::time::timeout;
 
 use super::death::{self, MAX_COMPLAINT};
+use super::zygote::{Forked, Newborn};
+use crate::wire::When;
 
 /// What is killed is gone by then, or stuck in the kernel.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 
+/// Who has closed its pipes is at its end by then, or not at all.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
+
 pub struct Child {
     process: Process,
-    pub stdin: Sender,
+    stdin: Sender,
+    when: When,
+    /// Bytes that were written to `stdin`.
+    told: usize,
     pub stdout: Receiver,
     stderr: Receiver,
 }
 
 impl Child {
     /// A process that was forked for us, with our ends of its pipes. Call it within a Tokio runtime.
-    pub fn new(pid: Pid, [stdin, stdout, stderr]: [OwnedFd; 3]) -> io::Result<Self> {
+    pub fn new(Forked { newborn, pipes }: Forked, when: When) -> io::Result<Self> {
+        let [stdin, stdout, stderr] = pipes;
         Ok(Self {
-            process: Process::new(pid)?,
+            process: Process::new(newborn)?,
             stdin: Sender::from_owned_fd(stdin)?,
+            when,
+            told: 0,
             stdout: Receiver::from_owned_fd(stdout)?,
             stderr: Receiver::from_owned_fd(stderr)?,
         })
     }
 
+    pub async fn tell(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            self.stdin.writable().await?;
+            match self.stdin.try_write(bytes) {
+                Ok(written) => {
+                    self.told += written;
+                    bytes = &bytes[written..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it has ended.
+    pub fn is_gone(&mut self) -> bool {
+        self.process.look().is_some()
+    }
+
+    /// Whether it waited, and came to its end before it took anything of what it was told: then
+    /// another can be told the same. For a child that has stopped to speak.
+    pub async fn heard_nothing(&mut self) -> bool {
+        if self.when == When::Now {
+            return false;
+        }
+        let gone = timeout(ENDS_WITHIN, self.process.wait()).await.is_ok();
+        let mut unread: libc::c_int = 0;
+        // SAFETY: the descriptor is ours and open; the number is on this stack.
+        let asked = unsafe { libc::ioctl(self.stdin.as_raw_fd(), libc::FIONREAD, &raw mut unread) };
+        gone && asked == 0 && usize::try_from(unread).is_ok_and(|n| n == self.told)
+    }
+
+    /// Returns when it has ended.
+    pub fn end(&self) -> impl Future<Output = ()> + use<> {
+        let end = Arc::clone(&self.process.end);
+        async move {
+            // An error means that the runtime ends: then nobody waits any more either.
+            drop(end.readable().await);
+        }
+    }
+
     /// What it died of. For a child that has stopped to speak.
     pub async fn death(&mut self) -> death::Death {
         // Without a status it closed its pipe, and lives.
-        let status = timeout(Duration::from_secs(1), self.process.wait()).await.ok();
+        let status = timeout(ENDS_WITHIN, self.process.wait()).await.ok();
         // A child can write for ever; its last words are at the front.
         let mut complaint = Vec::new();
         let words = (&mut self.stderr).take(MAX_COMPLAINT);
@@ -61,13 +115,14 @@ impl Child {
 struct Process {
     pid: Pid,
     /// Readable when it has ended.
-    end: AsyncFd<OwnedFd>,
+    end: Arc<AsyncFd<OwnedFd>>,
     /// Since it was reaped: its id may be another's now.
     status: Option<WaitStatus>,
 }
 
 impl Process {
-    fn new(pid: Pid) -> io::Result<Self> {
+    fn new(newborn: Newborn) -> io::Result<Self> {
+        let pid = newborn.pid().ok_or_else(|| io::Error::other("it is another's already"))?;
         // SAFETY: takes two numbers; what it answers is a new descriptor of ours, or an error.
         let end = unsafe {
             let fd = Errno::result(libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0))?;
@@ -75,7 +130,8 @@ impl Process {
         };
         // SAFETY: an OwnedFd stays the same open descriptor until it is dropped.
         let end = unsafe { AsyncFd::register(end) }?;
-        Ok(Self { pid, end, status: None })
+        newborn.adopted();
+        Ok(Self { pid, end: Arc::new(end), status: None })
     }
 
     fn look(&mut self) -> Option<WaitStatus> {

@@ -12,7 +12,9 @@ use tokio::time::timeout;
 
 use super::process::Child;
 use super::redact::Redactor;
-use crate::wire::{Call, ChildStop, Done, FromChild, Mode, Reply, ToChild, Work, receive, send};
+use crate::wire::{
+    Call, ChildStop, Done, FromChild, MAX_TO_CHILD, Mode, Reply, ToChild, Work, encode, receive,
+};
 use crate::{Evaluation, Host, HostError, Script, Stop};
 
 /// Bytes that a child may send in all: what we keep of them is bounded by this.
@@ -55,6 +57,13 @@ impl From<io::Error> for Break {
     }
 }
 
+/// Why there is nothing told.
+pub enum Untold {
+    Stop(Stop),
+    /// The child had waited, and was gone before it heard anything.
+    Unheard,
+}
+
 pub fn stop(error: HostError) -> Stop {
     match error {
         HostError::Failed(failure) | HostError::Fatal(failure) => Stop::Failed(failure),
@@ -80,7 +89,7 @@ impl<'a> Talk<'a> {
         }
     }
 
-    pub async fn run(mut self, mut child: Child, mode: Mode) -> (Result<Told, Stop>, Child) {
+    pub async fn run(mut self, mut child: Child, mode: Mode) -> (Result<Told, Untold>, Child) {
         let wall = self.script.limits.wall_ms;
         let talk = self.converse(&mut child, mode);
         let ended = timeout(Duration::from_millis(wall), Box::pin(talk)).await;
@@ -90,6 +99,9 @@ impl<'a> Talk<'a> {
             Ok(Err(Break::Pipe(error))) if error.kind() == io::ErrorKind::InvalidData => {
                 Err(self.internal(&error.to_string()))
             }
+            Ok(Err(Break::Pipe(_))) if child.heard_nothing().await => {
+                return (Err(Untold::Unheard), child);
+            }
             Ok(Err(Break::Pipe(_))) => {
                 let death = child.death().await;
                 Err(Stop::Failed(death.failure(&self.script.file, &self.script.limits)))
@@ -97,8 +109,8 @@ impl<'a> Talk<'a> {
             Err(_) => Err(self.too_late(wall)),
         };
         let told = told.map_err(|stop| match stop {
-            Stop::Failed(failure) => Stop::Failed(self.redactor.failure(failure)),
-            other => other,
+            Stop::Failed(failure) => Untold::Stop(Stop::Failed(self.redactor.failure(failure))),
+            other => Untold::Stop(other),
         });
         (told, child)
     }
@@ -110,7 +122,9 @@ impl<'a> Talk<'a> {
             source: self.script.source.clone(),
             context: self.script.context.clone(),
         };
-        send(&mut child.stdin, &ToChild::Script(Box::new(work))).await?;
+        let mut first = encode(&ToChild::Limits(self.script.limits), MAX_TO_CHILD)?;
+        first.append(&mut encode(&ToChild::Script(Box::new(work)), MAX_TO_CHILD)?);
+        child.tell(&first).await?;
         loop {
             let (message, bytes) = receive(&mut child.stdout).await?;
             self.bytes += bytes;
@@ -121,7 +135,7 @@ impl<'a> Talk<'a> {
                 FromChild::Done(done) => return Ok(done),
                 FromChild::Call(call) => {
                     let reply = self.answer(call).await?;
-                    send(&mut child.stdin, &ToChild::Reply(reply)).await?;
+                    child.tell(&encode(&ToChild::Reply(reply), MAX_TO_CHILD)?).await?;
                 }
             }
         }

@@ -14,17 +14,43 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-use rhizome_model::Limits;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 
-use crate::wire::{Answer, Order, decode};
+use crate::wire::{Answer, Order, When, decode};
 
 /// Nothing that it is asked takes longer.
 const ANSWERS_WITHIN_S: i64 = 10;
 
 /// A child, and our ends of its standard input, output and error.
 pub struct Forked {
-    pub pid: i32,
+    pub newborn: Newborn,
     pub pipes: [OwnedFd; 3],
+}
+
+/// A child that nobody looks after yet. Left alone, it is ended.
+pub struct Newborn(Option<Pid>);
+
+impl Newborn {
+    pub fn pid(&self) -> Option<Pid> {
+        self.0
+    }
+
+    /// From now on somebody else ends and reaps it.
+    pub fn adopted(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Newborn {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0 {
+            // It was not reaped, so its id is its own.
+            let _ = kill(pid, Signal::SIGKILL);
+            let _ = waitpid(pid, None);
+        }
+    }
 }
 
 pub struct Zygote {
@@ -55,12 +81,15 @@ impl Zygote {
         }
     }
 
-    pub fn fork(&self, limits: Limits) -> io::Result<Forked> {
+    pub fn fork(&self, when: When) -> io::Result<Forked> {
         let ((input, stdin), (stdout, output), (stderr, errors)) =
             (io::pipe()?, io::pipe()?, io::pipe()?);
         let theirs = [input.as_raw_fd(), output.as_raw_fd(), errors.as_raw_fd()];
-        match self.ask(&Order::Fork(limits), &theirs)? {
-            Answer::Forked(pid) => Ok(Forked { pid, pipes: ours(stdin, stdout, stderr) }),
+        match self.ask(&Order::Fork(when), &theirs)? {
+            Answer::Forked(pid) => {
+                let newborn = Newborn(Some(Pid::from_raw(pid)));
+                Ok(Forked { newborn, pipes: ours(stdin, stdout, stderr) })
+            }
             Answer::Ready => Err(io::Error::other("it is ready twice")),
             Answer::Failed(why) => Err(io::Error::other(why)),
         }

@@ -11,5 +11,7 @@ mod hostile;
 mod limits;
 mod plans;
 mod privileges;
+mod processes;
+mod spare;
 mod speed;
 mod support;
