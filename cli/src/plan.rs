@@ -155,7 +155,7 @@ fn compare(
         Row { row, address }
     });
     let node = node_plan(plan, rows.collect(), Some(base))?;
-    let refused = admit(deployment, base, document.version, node.reserved).and_then(|()| taken);
+    let refused = admit(deployment, base, document.version, node.reserved).and(taken);
     Ok(NodePlan { failure: refused.err(), ..node })
 }
 
