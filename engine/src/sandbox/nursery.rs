@@ -52,6 +52,7 @@ impl Spare {
         self.child.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// In the place of one that came just too late for who asked, if it is there still.
     fn put(&self, child: Child) {
         *self.child.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
     }
