@@ -177,9 +177,17 @@ fn admit(
         let message = format!("{deployment} is {phase}; wait for its end, or delete it");
         return Err(Failure::new(Code::Conflict, message));
     }
-    base.available.admit(reserved).map(drop).map_err(|shortfall| {
+    base.available.admit(reserved).map_err(|shortfall| {
         let message = format!("node {} is too full: {shortfall}", base.facts.id);
         Failure::new(Code::InsufficientCapacity, message)
+    })?;
+    let granted = base.granted.unwrap_or(reserved);
+    granted.admit(reserved).map(drop).map_err(|shortfall| {
+        let message = format!(
+            "account {} was not granted so much on node {}: {shortfall}",
+            deployment.account, base.facts.id
+        );
+        Failure::new(Code::NotGranted, message)
     })
 }
 
@@ -258,6 +266,7 @@ mod tests {
             version: Some(Version(1)),
             phase: Some(Phase::Ready),
             available: capacity,
+            granted: None,
             resources,
             observed,
         }
@@ -289,6 +298,11 @@ mod tests {
         assert_eq!(refused(&full, 2, plan_of(vec![])), Some(Code::DataLoss));
         assert_eq!(refused(&full, 2, plan_of(vec![volume("data", 9)])), None);
         assert_eq!(refused(&full, 2, plan_of(vec![volume("data", 8)])), Some(Code::BelowUse));
+        let half = Capacity { disk: Bytes::mib(40), ..full.available };
+        let closed = PlanBase { granted: Some(half), ..full.clone() };
+        assert_eq!(refused(&closed, 2, keeps()), None);
+        let much = plan_of(vec![volume("data", 32), volume("more", 9)]);
+        assert_eq!(refused(&closed, 2, much), Some(Code::NotGranted));
         let more = plan_of(vec![volume("data", 32), volume("more", 40)]);
         assert_eq!(refused(&full, 2, more), Some(Code::InsufficientCapacity));
         let busy = PlanBase { phase: Some(Phase::Running), ..full };

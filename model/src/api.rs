@@ -78,6 +78,10 @@ pub struct PlanBase {
     pub phase: Option<Phase>,
     /// What the deployment may take: what is free, and what is reserved for it already.
     pub available: Capacity,
+    /// What it may take by the grants of its account; none where that is what is free. What the account
+    /// has of the farm on other nodes is not taken off: only the ledger knows that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub granted: Option<Capacity>,
     /// What the node keeps so.
     pub resources: Vec<DesiredResource>,
     /// How these are; null where there is nothing of one. One that could not be found out in time is

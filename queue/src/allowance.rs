@@ -141,6 +141,21 @@ impl Queue {
         Err(Failure::new(Code::Internal, "the account's allowance never stayed the same"))
     }
 
+    /// What the deployments of an account reserve here, together.
+    pub async fn reserved_by(&self, account: AccountId) -> Result<Capacity, QueueError> {
+        let mut get = redis::cmd("HMGET");
+        get.arg(keys::CAPACITY);
+        for dimension in ["cpu", "mem", "disk"] {
+            get.arg(format!("u {account} {dimension}"));
+        }
+        let found: Vec<Option<String>> = self.link.query(&get).await?;
+        let found: Vec<String> =
+            found.into_iter().map(|n| n.unwrap_or_else(|| "0".into())).collect();
+        let corrupt =
+            || QueueError::corrupt(format!("what account {account} reserves"), found.join(" "));
+        free(&found).ok_or_else(corrupt)
+    }
+
     /// The accounts that have an allowance.
     pub async fn accounts_with_allowance(&self) -> Result<Vec<AccountId>, QueueError> {
         let mut list = redis::cmd("HKEYS");

@@ -45,6 +45,7 @@ impl Supervisor {
             version: current.map(|(version, _)| version),
             phase: current.map(|(_, phase)| phase),
             available: self.usage().await?.free.saturating_add(reserved),
+            granted: self.granted(deployment.account, reserved).await?,
             observed: self.observe(deployment, &resources).await?,
             resources,
         })

@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 use crate::Supervisor;
 
 /// How often the ledger is told what accounts have given up.
-const EVERY: Duration = Duration::from_secs(60);
+const EVERY: Duration = Duration::from_secs(10);
+/// After so many rounds it is told all of it again: it may have been brought back from a backup.
+const AGAIN: u32 = 60;
 
 impl Supervisor {
     async fn farm(&self) -> Result<Farm, Failure> {
@@ -40,10 +42,28 @@ impl Supervisor {
 
     /// What an account may have here without anybody being asked.
     pub(crate) async fn allow(&self, account: AccountId) -> Result<Allow, Failure> {
+        Ok(self.grants(account).await?.map_or(Allow::All, |(node, _)| Allow::AtLeast(node)))
+    }
+
+    /// What a deployment that has `reserved` may have here at most, by what was granted; none where
+    /// that is whatever is free.
+    pub(crate) async fn granted(
+        &self,
+        account: AccountId,
+        reserved: Capacity,
+    ) -> Result<Option<Capacity>, Failure> {
+        let Some((node, farm)) = self.grants(account).await? else { return Ok(None) };
+        let others = self.queue.reserved_by(account).await?.saturating_sub(reserved);
+        Ok(Some(node.saturating_add(farm).saturating_sub(others)))
+    }
+
+    /// What was granted to an account of this node, and of the farm besides; none where it needs no
+    /// grant.
+    async fn grants(&self, account: AccountId) -> Result<Option<(Capacity, Capacity)>, Failure> {
         let farm = self.farm().await?;
         match farm.allowance(self.facts.id, account, clock::now_secs()) {
-            Allowance::All => Ok(Allow::All),
-            Allowance::UpTo { node, .. } => Ok(Allow::AtLeast(node)),
+            Allowance::All => Ok(None),
+            Allowance::UpTo { node, farm } => Ok(Some((node, farm))),
             Allowance::Nothing => {
                 let message = format!(
                     "farm {} is closed, and account {account} has no grant for node {}; its owner, \
@@ -57,8 +77,7 @@ impl Supervisor {
 
     /// Has the ledger agree that an account has more, as far as the farm's grants go.
     pub(crate) async fn raise(&self, account: AccountId, beyond: &Beyond) -> Result<(), Failure> {
-        let allowance = self.farm().await?.allowance(self.facts.id, account, clock::now_secs());
-        if let Allowance::UpTo { node, farm } = allowance
+        if let Some((node, farm)) = self.grants(account).await?
             && node.saturating_add(farm).admit(beyond.needed).is_err()
         {
             let message = format!(
@@ -77,9 +96,15 @@ impl Supervisor {
     /// Tells the ledger what accounts have no more, for ever.
     pub(crate) async fn watch_allowances(&self, stop: CancellationToken) {
         let mut told = HashMap::new();
-        while stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
+        for round in 0u32.. {
+            if round.is_multiple_of(AGAIN) {
+                told.clear();
+            }
             if let Err(error) = self.trim_allowances(&mut told).await {
-                tracing::warn!(%error, "cannot say what accounts have given up; tries again");
+                tracing::warn!(%error, "cannot see what accounts have given up; tries again");
+            }
+            if stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_none() {
+                return;
             }
         }
     }
@@ -96,10 +121,11 @@ impl Supervisor {
                 Allowance::All | Allowance::Nothing => Capacity::default(),
             };
             let known = told.get(&account).copied();
-            if let Some(number) =
-                self.queue.trim(account, least, known, |usage| self.tell(usage)).await?
-            {
-                told.insert(account, number);
+            match self.queue.trim(account, least, known, |usage| self.tell(usage)).await {
+                Ok(number) => told.extend(number.map(|number| (account, number))),
+                Err(error) => {
+                    tracing::warn!(%account, %error, "cannot tell the ledger what it has; tries again");
+                }
             }
         }
         Ok(())
