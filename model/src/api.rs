@@ -148,6 +148,9 @@ pub struct NodeUsage {
     /// Orders what the node says of this account: the larger is the newer.
     pub number: u64,
     pub capacity: Capacity,
+    /// Whether they have it already: then it is so, whatever was granted. Otherwise they want it.
+    #[serde(default)]
+    pub reserved: bool,
 }
 
 /// Whether the ledger took what a node said of an account, and what it holds now.

@@ -10,6 +10,7 @@
 //! Both ways carry a number: the ledger takes what is newer only, and an allowance grows only if it
 //! has not changed since the ledger was asked.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use rhizome_model::api::{NodeUsage, UsageReply};
@@ -21,8 +22,9 @@ use crate::{Queue, QueueError, keys};
 
 /// The allowance may change between two looks; it does not do so for ever.
 const LOOKS: usize = 100;
-/// The field of an account's allowance begins so.
+/// The field of an account's allowance begins so, and those of its sums.
 const FIELD: &str = "l ";
+const SUM: &str = "u ";
 
 /// What an account may have from now on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +93,8 @@ impl Queue {
         let (mut seen, mut allowed) = (beyond.number, beyond.allowed);
         for _ in 0..LOOKS {
             let beyond = Beyond { number: seen, allowed, needed: beyond.needed };
-            let usage = NodeUsage { account, number: seen + 1, capacity: beyond.wanted() };
+            let (number, capacity) = (seen + 1, beyond.wanted());
+            let usage = NodeUsage { account, number, capacity, reserved: false };
             let reply = ask(usage).await?;
             let next = if reply.taken {
                 (usage.number, usage.capacity)
@@ -112,28 +115,31 @@ impl Queue {
         Err(Failure::new(Code::Internal, "the account's allowance never stayed the same"))
     }
 
-    /// From now on an account may have what it has, and at least so much; the ledger is told by way of
-    /// `tell`, unless it was told last under the number `told`. The number under which it knows now.
+    /// From now on an account may have what it has, and at least so much, also one that could have all
+    /// before; the ledger is told by way of `tell`, unless it was told last under the number `told`. The
+    /// number under which it knows now.
     pub async fn trim<A>(
         &self,
         account: AccountId,
         least: Capacity,
         told: Option<u64>,
         tell: impl Fn(NodeUsage) -> A,
-    ) -> Result<Option<u64>, Failure>
+    ) -> Result<u64, Failure>
     where
         A: Future<Output = Result<UsageReply, Failure>>,
     {
         for _ in 0..LOOKS {
             let call = Call::new("trim").key(keys::CAPACITY).num(account).args(amounts(least));
             let reply: Vec<String> = self.link.call(&call).await?;
-            let Some((number, capacity)) = parse(account, &reply)? else { return Ok(None) };
+            let found = parse(account, &reply)?;
+            let (number, capacity) =
+                found.ok_or_else(|| QueueError::corrupt("an account's allowance", "it is gone"))?;
             if told == Some(number) {
-                return Ok(told);
+                return Ok(number);
             }
-            let reply = tell(NodeUsage { account, number, capacity }).await?;
+            let reply = tell(NodeUsage { account, number, capacity, reserved: true }).await?;
             if reply.taken {
-                return Ok(Some(number));
+                return Ok(number);
             }
             let next = (reply.number.saturating_add(1), capacity);
             self.set_allowance(account, number, next).await?;
@@ -146,7 +152,7 @@ impl Queue {
         let mut get = redis::cmd("HMGET");
         get.arg(keys::CAPACITY);
         for dimension in ["cpu", "mem", "disk"] {
-            get.arg(format!("u {account} {dimension}"));
+            get.arg(format!("{SUM}{account} {dimension}"));
         }
         let found: Vec<Option<String>> = self.link.query(&get).await?;
         let found: Vec<String> =
@@ -157,11 +163,23 @@ impl Queue {
     }
 
     /// The accounts that have an allowance.
-    pub async fn accounts_with_allowance(&self) -> Result<Vec<AccountId>, QueueError> {
+    pub async fn accounts_with_allowance(&self) -> Result<BTreeSet<AccountId>, QueueError> {
+        self.accounts(FIELD).await
+    }
+
+    /// The accounts that reserve something.
+    pub async fn accounts_that_reserve(&self) -> Result<BTreeSet<AccountId>, QueueError> {
+        self.accounts(SUM).await
+    }
+
+    async fn accounts(&self, field: &str) -> Result<BTreeSet<AccountId>, QueueError> {
         let mut list = redis::cmd("HKEYS");
         list.arg(keys::CAPACITY);
         let fields: Vec<String> = self.link.query(&list).await?;
-        let account = |field: &String| field.strip_prefix(FIELD)?.parse().ok().map(AccountId);
+        let account = |name: &String| {
+            let of = name.strip_prefix(field)?;
+            of.split(' ').next()?.parse().ok().map(AccountId)
+        };
         Ok(fields.iter().filter_map(account).collect())
     }
 

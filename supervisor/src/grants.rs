@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use rhizome_model::api::{NodeUsage, UsageReply};
-use rhizome_model::statement::{Allowance, Farm};
+use rhizome_model::statement::{Allowance, Farm, FarmAccess};
 use rhizome_model::{AccountId, Capacity, Code, Failure, KeyId};
 use rhizome_queue::{Allow, Beyond};
 use rhizome_service::clock;
@@ -110,19 +110,22 @@ impl Supervisor {
     }
 
     async fn trim_allowances(&self, told: &mut HashMap<AccountId, u64>) -> Result<(), Failure> {
-        let accounts = self.queue.accounts_with_allowance().await?;
-        if accounts.is_empty() {
-            return Ok(());
-        }
+        let mut accounts = self.queue.accounts_with_allowance().await?;
         let (farm, now) = (self.farm().await?, clock::now_secs());
-        for account in accounts {
+        if farm.access == FarmAccess::Closed {
+            // What they have from the time when it was open counts, too.
+            accounts.extend(self.queue.accounts_that_reserve().await?);
+        }
+        for account in accounts.into_iter().filter(|account| *account != farm.owner) {
             let least = match farm.allowance(self.facts.id, account, now) {
                 Allowance::UpTo { node, .. } => node,
                 Allowance::All | Allowance::Nothing => Capacity::default(),
             };
             let known = told.get(&account).copied();
             match self.queue.trim(account, least, known, |usage| self.tell(usage)).await {
-                Ok(number) => told.extend(number.map(|number| (account, number))),
+                Ok(number) => {
+                    told.insert(account, number);
+                }
                 Err(error) => {
                     tracing::warn!(%account, %error, "cannot tell the ledger what it has; tries again");
                 }

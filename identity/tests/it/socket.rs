@@ -154,7 +154,12 @@ async fn signs_and_encrypts_for_purposes_which_do_not_mix() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_no_ledger_knows_is_counted_nowhere() {
     let node = Running::start().await;
-    let usage = NodeUsage { account: AccountId(1), number: 1, capacity: Capacity::default() };
+    let usage = NodeUsage {
+        account: AccountId(1),
+        number: 1,
+        capacity: Capacity::default(),
+        reserved: false,
+    };
     let failure = node.client.post::<UsageReply>("/v1/usage", &usage).await.unwrap_err();
     assert_eq!(failure.code, Code::Unavailable);
     assert!(failure.message.contains("not registered yet"), "{failure}");

@@ -103,7 +103,12 @@ pub async fn held(
     .bind(column(node.0))
     .fetch_optional(tx)
     .await?;
-    Ok(row.map(|row| NodeUsage { account, number: id_of(row.number), capacity: row.capacity() }))
+    Ok(row.map(|row| NodeUsage {
+        account,
+        number: id_of(row.number),
+        capacity: row.capacity(),
+        reserved: false,
+    }))
 }
 
 /// What an account has of a farm, as the approved nodes of it say, and what `node` says, approved

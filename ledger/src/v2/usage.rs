@@ -43,6 +43,7 @@ pub async fn list(
 
 /// A node says what an account's deployments reserve of it: more before they do, less afterwards.
 /// More is taken as far as grants allow it, less always, and nothing that is older than what is held.
+/// What is reserved already, from before the farm was closed or a grant ended, is taken as it is.
 #[utoipa::path(post, path = "/nodes/{id}/usage", tag = "nodes", params(("id" = u64, Path)),
     request_body = NodeUsage,
     responses((status = 200, body = UsageReply), (status = "4XX", body = Failure)))]
@@ -64,12 +65,14 @@ pub async fn tell(
     let held = usage::held(&mut change.tx, id, said.account).await?;
     if let Some(held) = held.filter(|held| said.number <= held.number) {
         // Nothing changes, so the change ends here.
-        return Ok(Json(reply(held == said, held)));
+        let same = (held.number, held.capacity) == (said.number, said.capacity);
+        return Ok(Json(reply(same, held)));
     }
     if !is_account(&mut change.tx, said.account).await? {
         return Err(Refusal::not_found(format_args!("account {}", said.account)));
     }
-    if node.access == FarmAccess::Closed && node.owner != said.account {
+    let asks = !said.reserved && node.access == FarmAccess::Closed;
+    if asks && node.owner != said.account {
         admit(&mut change, id, &node, &said).await?;
     }
     usage::put(&mut change.tx, id, &said).await?;

@@ -314,7 +314,7 @@ async fn what_an_account_uses_goes_to_the_ledger_signed_by_the_node() {
 
     let client = Client::unix("identity manager", dir.path().join("identity.sock")).unwrap();
     let usage = async |account: u64, number: u64, capacity: Capacity| {
-        let usage = NodeUsage { account: AccountId(account), number, capacity };
+        let usage = NodeUsage { account: AccountId(account), number, capacity, reserved: false };
         client.post::<UsageReply>("/v1/usage", &usage).await
     };
     let held = |taken, number| UsageReply { taken, number, capacity };

@@ -277,10 +277,10 @@ local function agree(KEYS, ARGV)
 end
 
 -- An account may have what it has, and at least so much: no more from now on.
--- KEYS: capacity.  ARGV: account, at least (3).  Reply: the allowance with its number, if it has one
+-- KEYS: capacity.  ARGV: account, at least (3).  Reply: the allowance with its number
 local function trim(KEYS, ARGV)
-  local allowed = allowance_of(KEYS[1], ARGV[1])
-  if not allowed then return {} end
+  local known = allowance_of(KEYS[1], ARGV[1])
+  local allowed = known or { number = '0' }
   local used, changed = used_by(KEYS[1], ARGV[1]), false
   for i in ipairs(DIMENSIONS) do
     local amount = math.max(used[i], tonumber(ARGV[1 + i]))

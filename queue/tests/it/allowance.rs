@@ -30,13 +30,13 @@ impl Ledger {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let mut nodes = self.nodes.lock().unwrap();
         let (number, held) = nodes.get(&node).copied().unwrap_or_default();
-        let NodeUsage { number: said, capacity, .. } = usage;
+        let NodeUsage { number: said, capacity, reserved, .. } = usage;
         if said <= number {
             let taken = (said, capacity) == (number, held);
             return Ok(UsageReply { taken, number, capacity: held });
         }
         let others = nodes.iter().filter(|(n, _)| **n != node).map(|(_, (_, held))| *held);
-        let grows = held.admit(capacity).is_err();
+        let grows = !reserved && held.admit(capacity).is_err();
         let all = Capacity::total(others).saturating_add(capacity);
         if grows && self.granted.admit(all).is_err() {
             return Err(Failure::new(Code::NotGranted, "the farm's grant is used up"));
@@ -59,7 +59,7 @@ async fn agree(queue: &Queue, ledger: &Ledger, node: usize, beyond: &Beyond) -> 
     asked.await.err().map(|failure| failure.code)
 }
 
-async fn trim(queue: &Queue, ledger: &Ledger, node: usize, told: Option<u64>) -> Option<u64> {
+async fn trim(queue: &Queue, ledger: &Ledger, node: usize, told: Option<u64>) -> u64 {
     let trimmed = queue.trim(ACCOUNT, Capacity::default(), told, |usage| async move {
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         ledger.take(node, usage)
@@ -150,14 +150,22 @@ async fn who_was_told_more_than_a_node_remembers_is_not_believed_less() {
     let ledger = Ledger::new(capacity(3000, 3));
     // Its disks were lost, and with them what it had said.
     ledger
-        .take(0, NodeUsage { account: ACCOUNT, number: 41, capacity: capacity(2000, 2) })
+        .take(
+            0,
+            NodeUsage {
+                account: ACCOUNT,
+                number: 41,
+                capacity: capacity(2000, 2),
+                reserved: false,
+            },
+        )
         .unwrap();
     let mine = task(&deployment("a"), 1, capacity(1000, 1));
     assert_eq!(deploy(&queue, &ledger, 0, &mine).await, None);
-    let told = trim(&queue, &ledger, 0, None).await.unwrap();
+    let told = trim(&queue, &ledger, 0, None).await;
     assert!(told > 41 && ledger.of(0) == capacity(1000, 1), "{told}: {}", ledger.of(0));
     let asked = ledger.asked.load(Ordering::Relaxed);
-    assert_eq!(trim(&queue, &ledger, 0, Some(told)).await, Some(told));
+    assert_eq!(trim(&queue, &ledger, 0, Some(told)).await, told);
     assert_eq!(ledger.asked.load(Ordering::Relaxed), asked, "it knows");
 }
 
@@ -195,7 +203,7 @@ async fn side_by_side_on_three_nodes_it_never_has_more() {
         workers.spawn(async move {
             let mut told = None;
             for _ in 0..60 {
-                told = trim(&queue, &ledger, node, told).await;
+                told = Some(trim(&queue, &ledger, node, told).await);
             }
         });
     }
@@ -230,6 +238,24 @@ async fn side_by_side_on_three_nodes_it_never_has_more() {
     assert_eq!([0, 1, 2].map(|node| ledger.of(node)), [Capacity::default(); 3]);
     assert!(refusals.load(Ordering::Relaxed) > 0, "the test never came to the limit");
     for queue in &queues {
-        assert_eq!(queue.accounts_with_allowance().await.unwrap(), [ACCOUNT]);
+        assert_eq!(queue.accounts_with_allowance().await.unwrap(), [ACCOUNT].into());
     }
+}
+
+#[tokio::test]
+async fn what_an_account_had_before_is_told_whatever_was_granted() {
+    let server = Server::start();
+    let queue = server.queue().await;
+    let ledger = Ledger::new(capacity(1000, 1));
+    let before = task(&deployment("a"), 1, capacity(3000, 3));
+    assert_eq!(accept_allowed(&queue, &before, Allow::All).await, ACCEPTED);
+    assert_eq!(queue.accounts_that_reserve().await.unwrap(), [ACCOUNT].into());
+    assert!(queue.accounts_with_allowance().await.unwrap().is_empty());
+    trim(&queue, &ledger, 0, None).await;
+    assert_eq!(ledger.of(0), capacity(3000, 3));
+    // So there is nothing left for it on another node.
+    let other = Server::start();
+    let mine = task(&deployment("b"), 1, capacity(100, 0));
+    assert_eq!(deploy(&other.queue().await, &ledger, 1, &mine).await, Some(Code::NotGranted));
+    assert_eq!(deploy(&queue, &ledger, 0, &mine).await, Some(Code::NotGranted));
 }

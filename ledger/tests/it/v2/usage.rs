@@ -343,3 +343,24 @@ async fn nodes_that_ask_at_once_never_have_more_together_than_was_granted() {
 fn sum(usage: &Value) -> u64 {
     usage.as_array().unwrap().iter().map(|row| row["capacity"]["cpu"].as_u64().unwrap()).sum()
 }
+
+#[tokio::test]
+async fn what_is_reserved_already_is_taken_as_it_is_and_counts() {
+    let farm = Farm::with_nodes(2).await;
+    farm.grant(None, &each(4), None).await;
+    let has = async |number: u64, capacity: &Value| {
+        let (node, caller) = &farm.nodes[0];
+        let body = json!({ "account": farm.tenant.id, "number": number, "capacity": capacity,
+            "reserved": true });
+        let path = format!("/v2/nodes/{node}/usage");
+        ok(farm.ledger.signed(Method::POST, &path, &caller.key, body.to_string()).await)
+    };
+    // From the time when the farm was open.
+    assert_eq!(has(1, &each(9)).await["taken"], true);
+    farm.refuses(0, 2, &each(10)).await;
+    farm.refuses(1, 1, &each(1)).await;
+    assert_eq!(has(1, &each(8)).await["taken"], false, "it is not newer");
+    assert_eq!(has(2, &each(3)).await["taken"], true);
+    farm.takes(1, 1, &each(1)).await;
+    farm.refuses(1, 2, &each(2)).await;
+}
