@@ -157,7 +157,7 @@ fn a_new_size_is_desired_reserved_and_kept() {
     // What does not fit, or makes no sense, changes nothing.
     sh(&system, "dd if=/dev/zero of=/data/big bs=1M count=40 && sync");
     system.rhizome(&["resize", "app/data", "--size", "100TiB"]).refused(3, "insufficient_capacity");
-    system.rhizome(&["resize", "app/data", "--size", "8MiB"]).refused(1, "quota_exceeded");
+    system.rhizome(&["resize", "app/data", "--size", "8MiB"]).refused(3, "below_use");
     system.rhizome(&["resize", "app/data", "--cpu", "2"]).refused(3, "invalid_spec");
     assert_eq!(system.rhizome(&["resize", "app/data"]).code, 2);
     assert_eq!(usage(&system), reserved);
