@@ -1,5 +1,8 @@
 //! What travels over HTTP between the services, and to users.
 
+mod ledger;
+mod manager;
+
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
@@ -8,7 +11,16 @@ use serde_json::Value;
 
 use crate::{
     AccountId, Capacity, DeploymentId, DesiredResource, Failure, FarmId, JobId, JobState, KeyId,
-    Name, NodeId, Phase, ResourceId, TraceId, Version,
+    Name, NodeId, Phase, TraceId, Version,
+};
+
+pub use ledger::{
+    CoordinatorRegistration, LedgerNodeView, NodeHealth, NodeReport, NodeUsage, UsageReply,
+    UsageView,
+};
+pub use manager::{
+    GenerateRequest, IdentityCopy, NodeIdentity, PurposeReply, PurposeRequest, Registered,
+    UnsealReply, UnsealRequest, VerifyReply, VerifyRequest,
 };
 
 /// coord's answer to an envelope that it accepted: it is on disk.
@@ -126,104 +138,6 @@ pub struct CapacityView {
     pub total: Capacity,
     pub reserved: Capacity,
     pub free: Capacity,
-}
-
-/// What a node tells the ledger about itself, signed with its key.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NodeReport {
-    /// Absent while the node does not know it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub capacity: Option<CapacityView>,
-    /// Why it cannot deploy; none when it can.
-    #[serde(default)]
-    pub reasons: Vec<String>,
-}
-
-/// What an account's deployments reserve of a node, as the node says it; signed with its key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NodeUsage {
-    pub account: AccountId,
-    /// Orders what the node says of this account: the larger is the newer.
-    pub number: u64,
-    pub capacity: Capacity,
-    /// Whether they have it already: then it is so, whatever was granted. Otherwise they want it.
-    #[serde(default)]
-    pub reserved: bool,
-}
-
-/// Whether the ledger took what a node said of an account, and what it holds now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct UsageReply {
-    pub taken: bool,
-    pub number: u64,
-    pub capacity: Capacity,
-}
-
-/// What an account's deployments reserve of a node, as the ledger lists it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct UsageView {
-    pub account: AccountId,
-    pub node: NodeId,
-    pub capacity: Capacity,
-}
-
-/// A request for a coordinator to be known by.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct CoordinatorRegistration {
-    /// Where it listens.
-    pub url: String,
-    /// Base64 of the signature of the coordinator's key over its claim.
-    pub proof: String,
-}
-
-impl CoordinatorRegistration {
-    /// What the coordinator's key signs.
-    pub fn claim(network: &str, account: AccountId, url: &str) -> String {
-        format!("rhizome coordinator v1\n{network}\n{account}\n{url}")
-    }
-}
-
-/// How a node is, apart from whether it is up.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(tag = "state", rename_all = "snake_case")]
-pub enum NodeHealth {
-    Healthy,
-    /// It says itself that it cannot deploy, and why.
-    Unhealthy {
-        reasons: Vec<String>,
-    },
-    /// It has not said anything for some minutes.
-    Silent,
-    /// It never said.
-    Unknown,
-}
-
-/// A node as the ledger knows it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct LedgerNodeView {
-    pub id: NodeId,
-    pub farm: FarmId,
-    pub account: AccountId,
-    pub key: KeyId,
-    /// In Mycelium, from its key; none where the key is not usable.
-    #[schema(value_type = Option<String>)]
-    pub address: Option<Ipv6Addr>,
-    /// By the owner of its farm, or because it is the owner's own.
-    pub approved: bool,
-    pub supervisor_url: Option<String>,
-    /// By uptime reports.
-    pub online: bool,
-    /// RFC 3339.
-    pub last_seen: Option<String>,
-    /// As the node reported it.
-    pub capacity: Option<CapacityView>,
-    pub health: NodeHealth,
-    /// When it said how it is. RFC 3339.
-    pub reported_at: Option<String>,
 }
 
 /// A node as it sees itself.
@@ -511,126 +425,4 @@ pub struct AccountView {
 pub struct LogLine {
     pub resource: Name,
     pub line: String,
-}
-
-/// Who a node is, as its identity manager says it on its unix socket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct NodeIdentity {
-    pub key: KeyId,
-    #[schema(value_type = String)]
-    pub address: Ipv6Addr,
-    /// None until the ledger knows the node.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub registered: Option<Registered>,
-    /// Why it is not registered, or could not report lately.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub problem: Option<String>,
-    /// Whether the key is sealed to a TPM.
-    #[serde(default)]
-    pub sealed: bool,
-    /// The copies of the identity, the state folder's first; none before there is one.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub copies: Vec<IdentityCopy>,
-    /// Uptime reports that the ledger has not taken yet.
-    #[serde(default)]
-    pub waiting_reports: u64,
-}
-
-/// A copy of a node's identity.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct IdentityCopy {
-    pub path: String,
-    /// What is wrong with it; none where it is as new as any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub problem: Option<String>,
-}
-
-/// Bytes that a node's own processes have signed, encrypted or opened by its identity manager, for
-/// one purpose: `POST /v1/sign`, `/v1/encrypt`, `/v1/decrypt` on its unix socket.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct PurposeRequest {
-    /// Lower-case letters, digits, `-` and `.`; what was made for one is nothing for another.
-    pub purpose: String,
-    /// Base64.
-    pub data: String,
-    /// The other side: whom to encrypt to or who encrypted, both with their long-term keys (ECDH).
-    /// Without it, the node itself.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub peer: Option<KeyId>,
-}
-
-impl std::fmt::Debug for PurposeRequest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PurposeRequest").field("purpose", &self.purpose).finish_non_exhaustive()
-    }
-}
-
-/// What became of it, in base64.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct PurposeReply {
-    pub data: String,
-}
-
-impl std::fmt::Debug for PurposeReply {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PurposeReply").finish_non_exhaustive()
-    }
-}
-
-/// Asks whether a signature for a purpose is good: `POST /v1/verify`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct VerifyRequest {
-    pub purpose: String,
-    /// Base64.
-    pub data: String,
-    /// Base64.
-    pub signature: String,
-    /// Who signed.
-    pub key: KeyId,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct VerifyReply {
-    pub good: bool,
-}
-
-/// A node's ids in the ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Registered {
-    pub account: AccountId,
-    pub farm: FarmId,
-    pub node: NodeId,
-}
-
-/// Asks a node's identity manager to open a secret (`POST /v1/unseal` on its unix socket).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct UnsealRequest {
-    /// What the secret is for: `ACCOUNT/DEPLOYMENT/NAME`.
-    pub context: String,
-    pub sealed: String,
-}
-
-/// Asks a node's identity manager for the secret that it derives for a resource
-/// (`POST /v1/generate` on its unix socket).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct GenerateRequest {
-    #[schema(value_type = String)]
-    pub resource: ResourceId,
-}
-
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct UnsealReply {
-    /// Base64.
-    pub secret: String,
-}
-
-// Not derived: a secret appears in no log.
-impl std::fmt::Debug for UnsealReply {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("UnsealReply { secret: … }")
-    }
 }
