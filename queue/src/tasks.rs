@@ -82,18 +82,7 @@ impl Queue {
 
     async fn accept_call(&self, request: &Accept<'_>) -> Result<Call, QueueError> {
         let task = request.task;
-        let mut get = redis::cmd("HGET");
-        get.arg(keys::task(&task.deployment)).arg("job");
-        let worker: Option<String> = self.link.query(&get).await?;
-        let worker = worker.map(|id| id.parse::<JobId>()).transpose();
-        let worker = worker.map_err(|e| QueueError::corrupt("a task's job", e))?;
-        let (worker, lane) = match worker {
-            Some(id) => match self.place(id).await? {
-                Some(Place::Live { identity, lane }) => (identity, lane),
-                Some(Place::Ended(_)) | None => (Identity::forgotten(id), String::new()),
-            },
-            None => (Identity::forgotten(JobId([0; 16])), String::new()),
-        };
+        let (worker, lane) = self.superseded(task).await?;
         let (version, phase) = match request.base {
             Some((version, phase)) => (version.to_string(), phase.to_string()),
             None => Default::default(),
@@ -112,6 +101,23 @@ impl Queue {
         let call = worker.write(call).key(keys::lane(&lane)).arg(&lane);
         let call = with_events(with_task(call, Some(task))?, request.events)?;
         with_jobs(call, request.jobs)
+    }
+
+    /// The job that works on a task that is to be deleted, and its lane: it is told to stop.
+    async fn superseded(&self, task: &Task) -> Result<(Identity, String), QueueError> {
+        if task.phase != Phase::Deleting {
+            return Ok((Identity::forgotten(JobId([0; 16])), String::new()));
+        }
+        let mut get = redis::cmd("HGET");
+        get.arg(keys::task(&task.deployment)).arg("job");
+        let worker: Option<String> = self.link.query(&get).await?;
+        let worker = worker.map(|id| id.parse::<JobId>()).transpose();
+        let worker = worker.map_err(|e| QueueError::corrupt("a task's job", e))?;
+        let id = worker.unwrap_or(JobId([0; 16]));
+        Ok(match self.place(id).await? {
+            Some(Place::Live { identity, lane }) => (identity, lane),
+            Some(Place::Ended(_)) | None => (Identity::forgotten(id), String::new()),
+        })
     }
 
     /// None when the job that works on the task has moved, and the caller has to look again.
@@ -175,6 +181,20 @@ impl Queue {
             }
         }
         Err(corrupt("its declarations never stayed the same".into()))
+    }
+
+    /// Version and phase of a task.
+    pub async fn progress(
+        &self,
+        id: &DeploymentId,
+    ) -> Result<Option<(Version, Phase)>, QueueError> {
+        let mut get = redis::cmd("HMGET");
+        get.arg(keys::task(id)).arg("v").arg("ph");
+        let (version, phase): (Option<String>, Option<String>) = self.link.query(&get).await?;
+        let (Some(version), Some(phase)) = (version, phase) else { return Ok(None) };
+        let corrupt = |e: &dyn ToString| QueueError::corrupt(format!("task {id}"), e.to_string());
+        let version = version.parse().map_err(|e| corrupt(&e))?;
+        Ok(Some((version, parse_word(&phase).map_err(|e| corrupt(&e))?)))
     }
 
     /// All tasks that are not deleted, by id.

@@ -129,10 +129,9 @@ impl Runner {
         else {
             return Ok(false);
         };
-        let task = self.queue.task(deployment).await?;
-        Ok(!task.is_some_and(|t| {
-            Some(t.version) == lease.job.version
-                && !matches!(t.phase, Phase::Deleting | Phase::Deleted)
+        let progress = self.queue.progress(deployment).await?;
+        Ok(!progress.is_some_and(|(version, phase)| {
+            Some(version) == lease.job.version && !matches!(phase, Phase::Deleting | Phase::Deleted)
         }))
     }
 

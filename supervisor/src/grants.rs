@@ -95,13 +95,18 @@ impl Supervisor {
 
     /// Tells the ledger what accounts have no more, for ever.
     pub(crate) async fn watch_allowances(&self, stop: CancellationToken) {
-        let mut told = HashMap::new();
+        let (mut told, mut away) = (HashMap::new(), false);
         for round in 0u32.. {
             if round.is_multiple_of(AGAIN) {
                 told.clear();
             }
-            if let Err(error) = self.trim_allowances(&mut told).await {
-                tracing::warn!(%error, "cannot see what accounts have given up; tries again");
+            match self.trim_allowances(&mut told).await {
+                Ok(()) => away = false,
+                // Said once per absence.
+                Err(error) if !std::mem::replace(&mut away, true) => {
+                    tracing::warn!(%error, "cannot tell the ledger what accounts have; tries again");
+                }
+                Err(_) => {}
             }
             if stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_none() {
                 return;
@@ -111,6 +116,7 @@ impl Supervisor {
 
     async fn trim_allowances(&self, told: &mut HashMap<AccountId, u64>) -> Result<(), Failure> {
         let mut accounts = self.queue.accounts_with_allowance().await?;
+        let mut failed = None;
         let (farm, now) = (self.farm().await?, clock::now_secs());
         if farm.access == FarmAccess::Closed {
             // What they have from the time when it was open counts, too.
@@ -126,11 +132,11 @@ impl Supervisor {
                 Ok(number) => {
                     told.insert(account, number);
                 }
-                Err(error) => {
-                    tracing::warn!(%account, %error, "cannot tell the ledger what it has; tries again");
-                }
+                // Nor would it take what the others have.
+                Err(error) if error.code == Code::Unavailable => return Err(error),
+                Err(error) => failed = Some(error),
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 }

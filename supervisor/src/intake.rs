@@ -15,7 +15,7 @@ use rhizome_identity::{Verified, mycelium_address, verify};
 use rhizome_model::api::{JobView, TaskView};
 use rhizome_model::{
     Capacity, Code, DeleteDocument, DeploymentDocument, DeploymentId, Document, Envelope, Event,
-    Failure, Job, JobId, NodeId, Phase, Task, TraceId, What, Work, queue_name,
+    Failure, Job, JobId, NodeId, OperationDocument, Phase, Task, TraceId, What, Work, queue_name,
 };
 use rhizome_queue::{Accept, Acceptance, Allow};
 use rhizome_service::clock;
@@ -41,14 +41,40 @@ pub enum Taken {
     Job(Box<JobView>),
 }
 
+/// What bytes ask for that nobody has verified yet: enough to see whether they were here before.
+enum Asked {
+    Task(DeploymentId),
+    Operation(Envelope, Box<OperationDocument>),
+}
+
+impl Asked {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let envelope = Envelope::from_json(bytes).ok()?;
+        match Document::from_payload(&envelope.payload_type, &envelope.payload)?.ok()? {
+            Document::Operation(document) => Some(Self::Operation(envelope, document)),
+            document => Some(Self::Task(document.deployment_id())),
+        }
+    }
+}
+
 impl Supervisor {
     /// Takes an envelope, or refuses it. The same envelope again is answered with its task or job.
     pub async fn take(&self, bytes: &[u8]) -> Result<Taken, Failure> {
-        if let Some(task) = self.held(bytes).await? {
+        let current = match Asked::read(bytes) {
+            Some(Asked::Task(id)) => self.queue.task(&id).await?,
+            Some(Asked::Operation(envelope, document)) => {
+                if let Some(job) = self.known_operation(bytes, &envelope, &document).await? {
+                    return Ok(Taken::Job(Box::new(job)));
+                }
+                None
+            }
+            None => None,
+        };
+        // These very bytes were verified when they came first, and a coordinator that asks again
+        // must not be refused because they have expired meanwhile.
+        let are_here = |t: &&Task| t.envelope.as_bytes() == bytes && t.phase != Phase::Deleting;
+        if let Some(task) = current.as_ref().filter(are_here) {
             return self.seen(task).await;
-        }
-        if let Some(job) = self.known_operation(bytes).await? {
-            return Ok(Taken::Job(Box::new(job)));
         }
         let verified =
             match verify(bytes, self.statements.as_ref(), &self.network, clock::now_secs()).await {
@@ -65,10 +91,12 @@ impl Supervisor {
         let (what, result) = async {
             match &verified.document {
                 Document::Deployment(document) => {
-                    ("deploy", self.taken(self.deploy(bytes, &verified, document).await).await)
+                    let task = self.deploy(bytes, &verified, document, current).await;
+                    ("deploy", self.taken(task).await)
                 }
                 Document::Delete(document) => {
-                    ("delete", self.taken(self.delete(&verified, document).await).await)
+                    let task = self.delete(&verified, document, current).await;
+                    ("delete", self.taken(task).await)
                 }
                 Document::Operation(document) => {
                     let job = self.operate(&verified, document).await;
@@ -95,23 +123,12 @@ impl Supervisor {
     }
 
     async fn taken(&self, task: Result<Task, Failure>) -> Result<Taken, Failure> {
-        self.seen(task?).await
+        self.seen(&task?).await
     }
 
-    /// The task whose envelope these very bytes are: they were verified when they came first, and a
-    /// coordinator that asks again must not be refused because they have expired meanwhile.
-    async fn held(&self, bytes: &[u8]) -> Result<Option<Task>, Failure> {
-        let Ok(envelope) = Envelope::from_json(bytes) else { return Ok(None) };
-        let document = Document::from_payload(&envelope.payload_type, &envelope.payload);
-        let Some(Ok(Document::Deployment(document))) = document else { return Ok(None) };
-        let id = DeploymentId { account: document.account, name: document.name };
-        let task = self.queue.task(&id).await?;
-        Ok(task.filter(|t| t.envelope.as_bytes() == bytes && t.phase != Phase::Deleting))
-    }
-
-    async fn seen(&self, task: Task) -> Result<Taken, Failure> {
+    async fn seen(&self, task: &Task) -> Result<Taken, Failure> {
         let statuses = self.queue.statuses(&task.deployment).await?;
-        Ok(Taken::Task(Box::new(view::task(&task, self.facts.id, &statuses))))
+        Ok(Taken::Task(Box::new(view::task(task, self.facts.id, &statuses))))
     }
 
     /// Every request that wants something changed is in the audit log and counted.
@@ -127,13 +144,13 @@ impl Supervisor {
         bytes: &[u8],
         verified: &Verified,
         document: &DeploymentDocument,
+        current: Option<Task>,
     ) -> Result<Task, Failure> {
         if !document.placement.nodes.contains(&self.facts.id) {
             return Err(self.foreign());
         }
         let deployment = verified.document.deployment_id();
         let envelope = String::from_utf8_lossy(bytes).into_owned();
-        let current = self.queue.task(&deployment).await?;
         let peers = self.peers(document).await?;
         let script = Script {
             file: format!("{}.rhai", document.name),
@@ -175,9 +192,9 @@ impl Supervisor {
         &self,
         verified: &Verified,
         document: &DeleteDocument,
+        held: Option<Task>,
     ) -> Result<Task, Failure> {
         let deployment = verified.document.deployment_id();
-        let held = self.queue.task(&deployment).await?;
         let Some(current) = held.clone().filter(|t| t.phase != Phase::Deleted) else {
             self.remember_deleted(verified, document, held.as_ref()).await?;
             let message = format!("there is no deployment {deployment} here");

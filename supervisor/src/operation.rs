@@ -9,8 +9,8 @@
 use rhizome_identity::{Verified, digest, verify};
 use rhizome_model::api::JobView;
 use rhizome_model::{
-    Action, Code, DeploymentId, Document, Envelope, Failure, Job, JobId, OperationDocument, Phase,
-    Priority, ResourceId, Task, TraceId, Work, WorkloadKind, queue_name,
+    Action, Code, DeploymentId, Envelope, Failure, Job, JobId, OperationDocument, Phase, Priority,
+    ResourceId, Task, TraceId, Work, WorkloadKind, queue_name,
 };
 use rhizome_queue::{Operate, Operation};
 
@@ -23,11 +23,13 @@ const COMMAND_MS: u64 = 24 * 3600 * 1000;
 impl Supervisor {
     /// The job of an envelope that was taken before. It was verified when it came first, and is not
     /// refused now because it has expired meanwhile.
-    pub(crate) async fn known_operation(&self, bytes: &[u8]) -> Result<Option<JobView>, Failure> {
-        let Ok(envelope) = Envelope::from_json(bytes) else { return Ok(None) };
-        let document = Document::from_payload(&envelope.payload_type, &envelope.payload);
-        let Some(Ok(Document::Operation(document))) = document else { return Ok(None) };
-        let id = job_id(&deployment(&document), &document, &digest(&envelope));
+    pub(crate) async fn known_operation(
+        &self,
+        bytes: &[u8],
+        envelope: &Envelope,
+        document: &OperationDocument,
+    ) -> Result<Option<JobView>, Failure> {
+        let id = job_id(&deployment(document), document, &digest(envelope));
         if self.queue.job(id).await?.is_none() {
             return Ok(None);
         }

@@ -1,14 +1,17 @@
 //! What a process gives up before it reads a script.
 //!
 //! ```text
-//!   give_up   namespaces, user and groups, capabilities, new privileges      (once, in the zygote)
-//!   close     files, processes, memory, processor time; then system calls: a list of what
-//!             evaluation needs, the rest kills                               (in each child)
+//!   give_up   namespaces, user and groups, capabilities, new privileges; then system calls: a list
+//!             of what evaluation, closing and forking need, the rest kills   (once, in the zygote)
+//!   close     files, processes, memory, processor time; then what closing and forking needed of
+//!             the list                                                       (in each child)
 //! ```
 //!
 //! A child forked ahead does not know its limits yet. It closes the cage in two steps: `close_ahead`
-//! permits what closing needs beyond evaluation, `close_rest` takes that away. What is left is the
-//! same list.
+//! takes forking away, `close_rest` closing. What is left is the same list: what evaluation needs.
+//!
+//! The list is the zygote's, and children only take from it: the kernel tries a filter with each
+//! system call that is permitted so far, which for a list is the most of what a child costs.
 //!
 //! Everything here is part of the promise that a script can do nothing but compute and ask its
 //! parent; so whatever cannot be given up ends the process. Only namespaces are a second fence
@@ -62,7 +65,19 @@ const NEEDED: &[i64] = &[
     libc::SYS_exit_group,
 ];
 
-/// What a child beyond that needs to wait, and to close the rest of its cage.
+/// What the zygote needs beyond that to fork children, and what these need to become one.
+const FORKING: &[i64] = &[
+    libc::SYS_clone,
+    libc::SYS_recvmsg,
+    libc::SYS_sendto,
+    libc::SYS_getppid,
+    libc::SYS_dup2,
+    // Debug builds look whether what is closed is open.
+    libc::SYS_fcntl,
+    libc::SYS_close,
+];
+
+/// What a child needs to wait, and to close the rest of its cage.
 const CLOSING: &[i64] = &[
     libc::SYS_ppoll,
     libc::SYS_close_range,
@@ -136,11 +151,13 @@ fn drop_capabilities() -> io::Result<()> {
 
 /// What closes around a process that has given up everything else.
 pub struct Cage {
-    filter: BpfProgram,
-    /// With what closing needs.
-    ahead: BpfProgram,
-    /// Against what closing needed.
-    rest: BpfProgram,
+    /// Of the zygote.
+    list: BpfProgram,
+    /// Against what the zygote and its children needed until it is closed.
+    both: BpfProgram,
+    /// The same in two steps.
+    forking: BpfProgram,
+    closing: BpfProgram,
     /// Address space before the script.
     base: u64,
 }
@@ -148,29 +165,36 @@ pub struct Cage {
 impl Cage {
     /// Made in the zygote when it holds all that a child starts with.
     pub fn new() -> io::Result<Self> {
+        let both = [FORKING, CLOSING].concat();
         Ok(Self {
-            filter: permit(&[])?,
-            ahead: permit(CLOSING)?,
-            rest: refuse(CLOSING)?,
+            list: permit(&both)?,
+            both: refuse(&both)?,
+            forking: refuse(FORKING)?,
+            closing: refuse(CLOSING)?,
             base: address_space()?,
         })
+    }
+
+    /// In the zygote, when it has nothing left to do but to fork.
+    pub fn enter(&self) -> io::Result<()> {
+        apply_filter(&self.list).map_err(io::Error::other)
     }
 
     /// At once.
     pub fn close(&self, limits: &Limits) -> io::Result<()> {
         self.limit(limits)?;
-        apply_filter(&self.filter).map_err(io::Error::other)
+        apply_filter(&self.both).map_err(io::Error::other)
     }
 
     /// As far as it goes without the limits.
     pub fn close_ahead(&self) -> io::Result<()> {
-        apply_filter(&self.ahead).map_err(io::Error::other)
+        apply_filter(&self.forking).map_err(io::Error::other)
     }
 
     /// After `close_ahead`.
     pub fn close_rest(&self, limits: &Limits) -> io::Result<()> {
         self.limit(limits)?;
-        apply_filter(&self.rest).map_err(io::Error::other)
+        apply_filter(&self.closing).map_err(io::Error::other)
     }
 
     fn limit(&self, limits: &Limits) -> io::Result<()> {
@@ -269,11 +293,14 @@ mod tests {
     use super::*;
 
     fn at_once() -> io::Result<()> {
-        Cage::new()?.close(&Limits::default())
+        let cage = Cage::new()?;
+        cage.enter()?;
+        cage.close(&Limits::default())
     }
 
     fn in_two_steps() -> io::Result<()> {
         let cage = Cage::new()?;
+        cage.enter()?;
         cage.close_ahead()?;
         close_descriptors(3)?;
         cage.close_rest(&Limits::default())
@@ -323,6 +350,26 @@ mod tests {
         let (none, flags) = (std::ptr::null_mut(), libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a new anonymous mapping, which nothing refers to.
         unsafe { libc::mmap(none, 4096, rights, flags, -1, 0) };
+    }
+
+    #[test]
+    fn whoever_waits_for_a_script_forks_no_more() {
+        let zygote = || Cage::new()?.enter();
+        let spare = || {
+            let cage = Cage::new()?;
+            cage.enter()?;
+            cage.close_ahead()
+        };
+        let forks = || {
+            // SAFETY: the copy ends by `_exit` at once.
+            if let Ok(ForkResult::Child) = unsafe { fork() } {
+                // SAFETY: ends a process that has done nothing.
+                unsafe { libc::_exit(0) };
+            }
+        };
+        let (zygote, spare) = (in_a_cage(zygote, forks), in_a_cage(spare, forks));
+        assert!(matches!(zygote, WaitStatus::Exited(_, 0)), "{zygote:?}");
+        assert!(matches!(spare, WaitStatus::Signaled(_, Signal::SIGSYS, _)), "{spare:?}");
     }
 
     #[test]

@@ -45,6 +45,7 @@ fn prepare(uid_gid: u32) -> io::Result<(Cage, Evaluator)> {
     // It looks into /proc, of which nothing is left afterwards.
     let cage = Cage::new()?;
     cage::give_up(uid_gid)?;
+    cage.enter()?;
     Ok((cage, evaluator))
 }
 

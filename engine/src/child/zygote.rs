@@ -70,14 +70,14 @@ fn serve<T>(
 ) -> io::Result<()> {
     let parent = getppid();
     let Some((Order::Setup { uid_gid }, _)) = receive()? else { return Err(unexpected("Setup")) };
-    let prepared = match prepare(uid_gid) {
-        Ok(prepared) => prepared,
-        Err(error) => return answer(&Answer::Failed(error.to_string())),
-    };
     // Nothing is ever written; our end is closed when we are gone, whatever we died of. Both are kept as
     // numbers: a child closes them.
     let (alive, ours) = io::pipe()?;
     let (alive, _ours) = (alive.into_raw_fd(), ours.into_raw_fd());
+    let prepared = match prepare(uid_gid) {
+        Ok(prepared) => prepared,
+        Err(error) => return answer(&Answer::Failed(error.to_string())),
+    };
     answer(&Answer::Ready)?;
     loop {
         let Some((order, descriptors)) = receive()? else { return Ok(()) };

@@ -24,14 +24,20 @@ pub enum Role {
 
 /// A process that has just been forked looks like the zygote, and is nothing for a moment after that.
 fn role(pid: u32) -> Option<Role> {
-    let seccomp = status(pid)?.get("Seccomp").cloned()?;
+    // The zygote has one of its own, its children have more.
+    let filters = filters(pid)?.checked_sub(filters(std::process::id())?)?;
     let files = limit(pid, "Max open files")?;
-    Some(match (seccomp.as_str(), files.as_str()) {
-        ("2", "0") => Role::Evaluates,
-        ("2", _) if is_watched(pid) => Role::Spare,
-        ("2", _) => return None,
-        _ => Role::Zygote,
-    })
+    match (filters, files.as_str()) {
+        (2.., "0") => Some(Role::Evaluates),
+        (2.., _) => is_watched(pid).then_some(Role::Spare),
+        (1, _) => Some(Role::Zygote),
+        (0, _) => None,
+    }
+}
+
+/// How many filters of system calls a process has.
+fn filters(pid: u32) -> Option<u32> {
+    status(pid)?.get("Seccomp_filters")?.parse().ok()
 }
 
 /// Whether a descriptor of ours stands for it: then it is not only there, but kept for the next who

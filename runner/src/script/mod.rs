@@ -17,10 +17,11 @@ mod writer;
 
 use std::collections::HashSet;
 
+use futures_util::try_join;
 use rhizome_engine::{Context, Peer, Script, Stop};
 use rhizome_model::{
     Backoff, Capacity, Code, DeploymentDocument, Desired, DesiredResource, Document, Envelope,
-    Event, Failure, Move, Name, NodeFacts, OnFailure, Outcome, Phase, Task, What, Work,
+    Event, Failure, Journal, Move, Name, NodeFacts, OnFailure, Outcome, Phase, Task, What, Work,
 };
 use rhizome_queue::{Lease, QueueError, Retried};
 use rhizome_service::{clock, random};
@@ -58,9 +59,12 @@ impl Runner {
         lease: &Lease,
         stop: &CancellationToken,
     ) -> Result<(), QueueError> {
-        let task = match &lease.job.deployment {
-            Some(deployment) => self.queue.task(deployment).await?,
-            None => None,
+        let (task, journal) = match (&lease.job.deployment, &lease.job.work) {
+            (Some(deployment), Work::Script) => {
+                try_join!(self.queue.task(deployment), self.queue.journal(deployment))?
+            }
+            (Some(deployment), _) => (self.queue.task(deployment).await?, Journal::default()),
+            (None, _) => (None, Journal::default()),
         };
         let Some(task) = task.filter(|t| Some(t.version) == lease.job.version) else {
             // A newer version has taken its place: there is nothing left to do.
@@ -79,7 +83,7 @@ impl Runner {
             Work::Settle => self.settle(lease, &task).await,
             Work::Teardown => self.teardown(lease, task).await,
             _ if task.failure.is_some() => self.go_back(lease, task).await,
-            _ => self.evaluate(lease, task, stop).await,
+            _ => self.evaluate(lease, task, journal, stop).await,
         };
         match result {
             Ok(()) => Ok(()),
@@ -110,6 +114,7 @@ impl Runner {
         &self,
         lease: &Lease,
         task: Task,
+        journal: Journal,
         stop: &CancellationToken,
     ) -> Result<(), Halt> {
         let document = match read_document(&task) {
@@ -121,7 +126,6 @@ impl Runner {
             let failure = Failure::new(Code::Internal, "this runner evaluates no scripts");
             return self.failed(lease, task, policy, failure).await;
         };
-        let journal = self.queue.journal(&task.deployment).await?;
         let facts = journal.facts.clone().unwrap_or_else(|| self.facts.clone());
         let script = self.script_of(&task, &document, &facts);
         let new_facts = journal.facts.is_none().then(|| facts.clone());
