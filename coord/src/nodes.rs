@@ -23,8 +23,8 @@ pub struct Supervisor {
     url: String,
     /// As coord.
     pub ours: Client,
-    /// With the signature of whoever asks.
-    pub callers: Client,
+    /// Unsigned, or with the signature of whoever asks.
+    pub plain: Client,
 }
 
 #[derive(Clone)]
@@ -100,9 +100,9 @@ impl Nodes {
         if let Some(known) = supervisors.get(&node.id).filter(|s| s.url == *url) {
             return Ok(known.clone());
         }
-        let callers = Client::new("the supervisor", url)?;
-        let ours = callers.clone().signed(http_signature::signer(self.key.clone()));
-        let made = Arc::new(Supervisor { url: url.clone(), ours, callers });
+        let plain = Client::new("the supervisor", url)?;
+        let ours = plain.clone().signed(http_signature::signer(self.key.clone()));
+        let made = Arc::new(Supervisor { url: url.clone(), ours, plain });
         supervisors.insert(node.id, made.clone());
         Ok(made)
     }

@@ -132,7 +132,8 @@ pub async fn send(inner: &Inner, node: NodeId, bytes: &[u8], deleting: bool) -> 
         Ok(supervisor) => supervisor,
         Err(failure) => return Sent::Later(failure),
     };
-    let call = supervisor.ours.post_bytes::<TaskView>("/v1/envelopes", bytes.to_vec());
+    // It needs no signature of ours: it says itself whose it is.
+    let call = supervisor.plain.post_bytes::<TaskView>("/v1/envelopes", bytes.to_vec());
     let answer = tokio::time::timeout(ANSWER_WITHIN, call).await.unwrap_or_else(|_| {
         let message = format!("its supervisor did not answer within {} s", ANSWER_WITHIN.as_secs());
         Err(Failure::new(Code::Unavailable, message))

@@ -1,4 +1,4 @@
-//! A deployment's events: what was stored first, then what comes, from one source.
+//! A deployment's events: what was stored first, then what comes as it is committed.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -12,11 +12,12 @@ use rhizome_model::{AccountId, DeploymentId, Event, Failure, Name};
 use rhizome_service::ApiResult;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{OwnedSemaphorePermit, broadcast};
 
 use super::caller::Caller;
 use super::{App, Path, Query, no_deployment, own, too_many_streams};
-use crate::store::{MAX_EVENTS, StoreError};
+use crate::store::{MAX_EVENTS, News, StoreError};
 
 /// Events that are read from the store at a time.
 const PAGE: usize = 256;
@@ -88,8 +89,8 @@ struct Reader {
     app: App,
     id: DeploymentId,
     after: u64,
-    news: watch::Receiver<()>,
-    /// What there was when we began to read last.
+    news: broadcast::Receiver<News>,
+    /// All that was in the store; what comes then is told as it comes.
     has_read_all: bool,
     ready: VecDeque<SseEvent>,
     _permit: OwnedSemaphorePermit,
@@ -116,9 +117,8 @@ impl Reader {
                 return Some(event);
             }
             if self.has_read_all {
-                self.news.changed().await.ok()?;
-            }
-            if let Err(error) = self.read().await {
+                self.hear().await?;
+            } else if let Err(error) = self.read().await {
                 tracing::error!(deployment = %self.id, error = %Failure::from(error),
                     "events cannot be read");
                 return None;
@@ -126,17 +126,35 @@ impl Reader {
         }
     }
 
+    /// Waits for news: the next event, or that there is something to read.
+    async fn hear(&mut self) -> Option<()> {
+        match self.news.recv().await {
+            Ok(News::Event { number, body }) if number == self.after + 1 => {
+                self.push(number, &body);
+            }
+            // It was read from the store.
+            Ok(News::Event { number, .. }) if number <= self.after => {}
+            Ok(News::Event { .. } | News::Stored) | Err(RecvError::Lagged(_)) => {
+                self.has_read_all = false;
+            }
+            Err(RecvError::Closed) => return None,
+        }
+        Some(())
+    }
+
+    fn push(&mut self, number: u64, body: &str) {
+        self.after = number;
+        self.ready.push_back(SseEvent::default().id(number.to_string()).data(body));
+    }
+
     async fn read(&mut self) -> Result<(), StoreError> {
-        // Before reading: what is stored while we read is news again.
-        self.news.borrow_and_update();
         let page = self.app.store.events(&self.id, self.after, PAGE).await?;
         self.has_read_all = page.events.len() < PAGE;
         if page.trimmed {
             self.ready.push_back(SseEvent::default().event("trimmed").data("{}"));
         }
         for (number, body) in page.events {
-            self.after = number;
-            self.ready.push_back(SseEvent::default().id(number.to_string()).data(body));
+            self.push(number, &body);
         }
         Ok(())
     }

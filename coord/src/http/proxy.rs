@@ -102,7 +102,7 @@ impl App {
         }
         let uri = request.uri();
         let path = uri.path_and_query().map_or(uri.path(), |p| p.as_str());
-        let client = &self.nodes.supervisor(node).await?.callers;
+        let client = &self.nodes.supervisor(node).await?.plain;
         let body = body.unwrap_or_default();
         let reply = client.call(request.method().clone(), path, body, headers, None).await?;
         let mut response = Response::new(Body::empty());

@@ -9,7 +9,8 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::task::{row, rows};
 use super::{
-    Durability, Line, ROWS, Result, Statements, Store, TaskRow, Values, append_one, key_of, number,
+    Durability, Line, News, ROWS, Result, Statements, Store, TaskRow, Values, append_one, key_of,
+    number,
 };
 use crate::rules::moves;
 
@@ -47,7 +48,9 @@ impl Store {
             Box::pin(mirror(conn, *node, events, place.as_deref()))
         });
         let (mirrored, news) = mirroring.await?;
-        news.iter().for_each(|id| self.waker.wake(id));
+        for (id, news) in news {
+            self.waker.tell(&id, news);
+        }
         Ok(mirrored)
     }
 
@@ -72,7 +75,7 @@ impl Store {
         });
         let applied = applying.await?;
         if applied {
-            self.waker.wake(&id);
+            self.waker.tell(&id, News::Stored);
         }
         Ok(applied)
     }
@@ -106,13 +109,13 @@ async fn apply(
     Ok(true)
 }
 
-/// What changed, and which deployments have news.
+/// What changed, and the news.
 async fn mirror(
     conn: &mut SqliteConnection,
     node: NodeId,
     events: &[Event],
     place: Option<&str>,
-) -> Result<(Mirrored, BTreeSet<DeploymentId>)> {
+) -> Result<(Mirrored, Vec<(DeploymentId, News)>)> {
     let about: BTreeSet<_> = events.iter().map(|e| e.deployment.clone()).collect();
     let mut tasks: BTreeMap<_, _> = rows(conn, node, &about)
         .await?
@@ -139,6 +142,7 @@ async fn mirror(
     let moved: Vec<_> = tasks.iter().filter(|t| t.moved).collect();
     moved.chunks(ROWS).try_for_each(|some| write(&mut statements, some))?;
     tasks.chunks(ROWS).for_each(|some| count_events(&mut statements, some));
+    let news = lines.iter().map(Line::news).collect();
     statements.append(lines);
     for task in &tasks {
         statements.trim(&task.row.key.deployment, task.before, task.newest);
@@ -151,7 +155,7 @@ async fn mirror(
         statements.with("INSERT INTO cursors (node, place) VALUES", values, or);
     }
     statements.execute(conn).await?;
-    Ok((mirrored, tasks.into_iter().map(|t| t.row.key.deployment).collect()))
+    Ok((mirrored, news))
 }
 
 /// Notes the numbers of the newest events.

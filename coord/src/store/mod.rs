@@ -3,7 +3,7 @@
 //! ```text
 //!   submissions ───┐                         ┌─▶ readers
 //!                  ├─ writer ─▶ SQLite, WAL ─┤
-//!   nodes' events ─┘                         └─▶ wake: who follows a deployment
+//!   nodes' events ─┘      └─▶ wake: who follows a deployment
 //! ```
 //!
 //! - What a user was told is on disk (`synchronous=FULL`). What a node told us is kept by
@@ -35,7 +35,7 @@ use sqlx::{ConnectOptions, QueryBuilder, Sqlite};
 pub use audit::AuditEntry;
 pub use rows::TaskRow;
 pub use task::Order;
-pub use wake::Waker;
+pub use wake::{News, Waker};
 use writer::{Durability, Writer};
 
 /// Events kept of one deployment; older ones go.
@@ -103,7 +103,7 @@ impl Store {
     }
 
     /// Told whenever the deployment has new events.
-    pub fn follow(&self, deployment: &DeploymentId) -> tokio::sync::watch::Receiver<()> {
+    pub fn follow(&self, deployment: &DeploymentId) -> tokio::sync::broadcast::Receiver<News> {
         self.waker.follow(deployment)
     }
 
@@ -183,6 +183,14 @@ struct Line<'a> {
     deployment: &'a DeploymentId,
     number: i64,
     body: String,
+}
+
+impl Line<'_> {
+    /// For those who follow the deployment, when it is committed.
+    fn news(&self) -> (DeploymentId, News) {
+        let news = News::Event { number: count(self.number), body: self.body.as_str().into() };
+        (self.deployment.clone(), news)
+    }
 }
 
 /// Adds an event to the log of its deployment.

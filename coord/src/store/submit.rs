@@ -10,7 +10,8 @@ use sqlx::sqlite::SqliteConnection;
 use super::audit::Entry;
 use super::rows::RawTask;
 use super::{
-    AuditEntry, Durability, Line, Result, Statements, Store, TaskRow, Values, count, key_of, number,
+    AuditEntry, Durability, Line, News, Result, Statements, Store, TaskRow, Values, count, key_of,
+    number,
 };
 use crate::rules::{self, Current, CurrentTask, admit};
 
@@ -33,19 +34,20 @@ impl Store {
             self.writer.write(Durability::Promised, values, |conn, (verified, bytes, now)| {
                 Box::pin(submit(conn, verified, bytes, *now))
             });
-        let submitted = taking.await??;
-        self.waker.wake(&submitted.deployment);
+        let (submitted, body) = taking.await??;
+        let news = News::Event { number: submitted.after + 1, body: body.into() };
+        self.waker.tell(&submitted.deployment, news);
         Ok(submitted)
     }
 }
 
-/// Refuses before it writes anything.
+/// Refuses before it writes anything; else with the event that it wrote.
 async fn submit(
     conn: &mut SqliteConnection,
     verified: &Verified,
     bytes: &[u8],
     now_ms: i64,
-) -> Result<Result<Submitted, Failure>> {
+) -> Result<Result<(Submitted, String), Failure>> {
     let document = &verified.document;
     let id = document.deployment_id();
     if let Some(replayed) = used_nonce(conn, document, now_ms).await? {
@@ -80,7 +82,7 @@ async fn submit(
             delete(&mut statements, &id, &phases, digest, now_ms);
         }
     }
-    statements.append(vec![Line { deployment: &id, number: last_event + 1, body }]);
+    statements.append(vec![Line { deployment: &id, number: last_event + 1, body: body.clone() }]);
     statements.trim(&id, last_event, last_event + 1);
     let entry = AuditEntry {
         at: now_ms,
@@ -96,7 +98,8 @@ async fn submit(
         forget_envelopes(conn, &id).await?;
     }
     let nodes = phases.into_iter().map(|(node, _)| node).collect();
-    Ok(Ok(Submitted { deployment: id, version, phase, nodes, after: count(last_event) }))
+    let after = count(last_event);
+    Ok(Ok((Submitted { deployment: id, version, phase, nodes, after }, body)))
 }
 
 /// What the deployment becomes, and its task on each node that has something to do.

@@ -8,7 +8,9 @@ use sqlx::QueryBuilder;
 use sqlx::sqlite::SqliteConnection;
 
 use super::rows::{RawTask, deployment_id, seen_view};
-use super::{Durability, ROWS, Result, Store, TaskKey, TaskRow, append_one, count, key_of, number};
+use super::{
+    Durability, News, ROWS, Result, Store, TaskKey, TaskRow, append_one, count, key_of, number,
+};
 
 /// What a node shall be sent.
 #[derive(Debug, Clone)]
@@ -87,7 +89,7 @@ impl Store {
                 Box::pin(refused(conn, key, digest, failure, *now))
             });
         refusing.await?;
-        self.waker.wake(&key.deployment);
+        self.waker.tell(&key.deployment, News::Stored);
         Ok(())
     }
 
@@ -107,7 +109,7 @@ impl Store {
         });
         noting.await?;
         if wake {
-            self.waker.wake(&task.key.deployment);
+            self.waker.tell(&task.key.deployment, News::Stored);
         }
         Ok(())
     }
@@ -120,7 +122,7 @@ impl Store {
             .write(Durability::Told, values, |conn, (held, now)| Box::pin(lost(conn, held, *now)));
         let lost = losing.await?;
         if lost {
-            self.waker.wake(&held.key.deployment);
+            self.waker.tell(&held.key.deployment, News::Stored);
         }
         Ok(lost)
     }

@@ -122,16 +122,16 @@ async fn write(connection: SqliteConnection, mut inbox: mpsc::Receiver<Change>) 
 impl Pen {
     async fn make(&mut self, changes: &[Change]) -> Result<()> {
         let durability = changes.iter().map(|c| c.durability).max();
-        if self.durability != durability {
-            let sync = match durability {
-                Some(Durability::Promised) => "PRAGMA synchronous = FULL",
-                Some(Durability::Told) | None => "PRAGMA synchronous = NORMAL",
-            };
-            sqlx::query(sync).execute(&mut self.connection).await?;
-            self.durability = durability;
-        }
         // At once for writing: a transaction that reads first and then wants to write can fail.
-        let mut tx = self.connection.begin_with("BEGIN IMMEDIATE").await?;
+        let begin = match durability {
+            same if same == self.durability => "BEGIN IMMEDIATE",
+            Some(Durability::Promised) => "PRAGMA synchronous = FULL; BEGIN IMMEDIATE",
+            Some(Durability::Told) | None => "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE",
+        };
+        // Unknown again, should this fail.
+        self.durability = None;
+        let mut tx = self.connection.begin_with(begin).await?;
+        self.durability = durability;
         for change in changes {
             (change.make)(&mut tx).await?;
         }

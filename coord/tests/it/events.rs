@@ -96,6 +96,16 @@ async fn each_reader_begins_where_it_wants() {
     world.nodes[1].says("1/demo", 1, log(7));
     let (number, event) = live.next().await.unwrap().unwrap();
     assert_eq!((number, &event.what), (all.len() as u64 + 1, &log(7)));
+    // Though it does not listen for a while.
+    (8..200).for_each(|n| world.nodes[1].says("1/demo", 1, log(n)));
+    until("all is mirrored", || async {
+        user.events("demo").await.iter().any(|e| e.what == log(199)).then_some(())
+    })
+    .await;
+    for n in 8..200 {
+        let (number, event) = live.next().await.unwrap().unwrap();
+        assert_eq!((number, &event.what), ((all.len() + n - 6) as u64, &log(n)));
+    }
 }
 
 #[tokio::test]
