@@ -147,7 +147,7 @@ async fn act(
         Finding::Lost => {
             tracing::warn!(%deployment, %node, "a node lost a task; it is sent again");
             if inner.store.lost(row, clock::now_ms()).await? {
-                inner.send(row.key.clone());
+                inner.send(row.key.clone(), None);
             }
             return Ok(true);
         }

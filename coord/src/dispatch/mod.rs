@@ -17,12 +17,12 @@ mod workers;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rhizome_model::{Backoff, DeploymentId, Failure, NodeId};
+use rhizome_model::{Backoff, Failure, NodeId};
 use rhizome_service::Shutdown;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::nodes::Nodes;
-use crate::store::{Store, TaskKey};
+use crate::store::{Order, Store, TaskKey};
 use workers::{Wake, Workers};
 
 /// Envelopes on their way at a time; who waits for another attempt does not count.
@@ -63,10 +63,10 @@ impl Dispatcher {
         Self { inner }
     }
 
-    /// The deployment's tasks on these nodes have something to be sent.
-    pub fn wake(&self, deployment: &DeploymentId, nodes: &[NodeId]) {
-        for node in nodes {
-            self.inner.send(TaskKey { deployment: deployment.clone(), node: *node });
+    /// These are in the store now, to be sent.
+    pub fn send(&self, orders: impl IntoIterator<Item = Order>) {
+        for order in orders {
+            self.inner.send(order.key.clone(), Some(order));
         }
     }
 }
@@ -77,12 +77,13 @@ impl Inner {
         self.shutdown.tracker.spawn(stopped.run_until_cancelled_owned(work));
     }
 
-    fn send(self: &Arc<Self>, key: TaskKey) {
+    /// What is to be sent stands in the store; whoever has it at hand gives it along.
+    fn send(self: &Arc<Self>, key: TaskKey, order: Option<Order>) {
         // First, so that it listens by the time the node has something to say.
         self.follow(key.node);
         if let Wake::Start(work) = self.senders.wake(key) {
             let inner = self.clone();
-            self.spawn(async move { sender::run(&inner, work).await });
+            self.spawn(async move { sender::run(&inner, work, order).await });
         }
     }
 
@@ -110,7 +111,7 @@ impl Inner {
         }
         for key in self.store.undelivered(MAX_SENDERS).await? {
             if !self.senders.is_running(&key) {
-                self.send(key);
+                self.send(key, None);
             }
         }
         Ok(())

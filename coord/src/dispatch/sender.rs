@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rhizome_model::api::TaskView;
-use rhizome_model::{Class, Code, Event, Failure, NodeId, Phase, What};
+use rhizome_model::{Class, Code, Failure, NodeId, Phase, What};
 use rhizome_service::{clock, random};
 
 use super::workers::Work;
@@ -35,10 +35,15 @@ struct Tries {
     told: Option<Instant>,
 }
 
-pub async fn run(inner: &Arc<Inner>, work: Work<TaskKey>) {
+/// `first` is what it was called for, where that is at hand.
+pub async fn run(inner: &Arc<Inner>, work: Work<TaskKey>, mut first: Option<Order>) {
     let mut tries = Tries::default();
     loop {
-        let wait = match inner.store.order(&work.key).await {
+        let order = match first.take() {
+            None => inner.store.order(&work.key).await,
+            order => Ok(order),
+        };
+        let wait = match order {
             Ok(None) if work.may_end() => return,
             Ok(None) => continue,
             Ok(Some(order)) => attempt(inner, &order, &mut tries).await,
@@ -60,33 +65,26 @@ pub async fn run(inner: &Arc<Inner>, work: Work<TaskKey>) {
 
 /// One attempt; how long to wait before the next one.
 async fn attempt(inner: &Arc<Inner>, order: &Order, tries: &mut Tries) -> Result<Option<Duration>> {
-    let task = &order.task;
-    if tries.envelope != task.envelope {
-        *tries = Tries { envelope: task.envelope.clone(), ..Tries::default() };
+    let Order { key, envelope, .. } = order;
+    if tries.envelope != *envelope {
+        *tries = Tries { envelope: envelope.clone(), ..Tries::default() };
     }
-    let key = &task.key;
-    match send(inner, key.node, &order.bytes, task.phase == Phase::Deleting).await {
+    match send(inner, key.node, &order.bytes, order.deletes).await {
         Sent::Taken(view) => {
-            inner.store.delivered(key, &task.envelope, &view).await?;
+            inner.store.delivered(key, envelope, &view).await?;
             inner.followers.ring(|node| *node == key.node);
             Ok(None)
         }
         Sent::Gone => {
             let what = What::Phase { phase: Phase::Deleted, failure: None, outputs: None };
-            let event = Event {
-                at: clock::now_ms(),
-                deployment: key.deployment.clone(),
-                version: task.version,
-                node: Some(key.node),
-                what,
-            };
-            inner.store.gone(task, event).await?;
+            let event = order.event(Some(key.node), clock::now_ms(), what);
+            inner.store.gone(order, event).await?;
             Ok(None)
         }
         Sent::Refused(failure) => {
             tracing::info!(deployment = %key.deployment, node = %key.node, code = %failure.code,
                 "a node refused an envelope");
-            inner.store.refused(key, &task.envelope, &failure, clock::now_ms()).await?;
+            inner.store.refused(key, envelope, &failure, clock::now_ms()).await?;
             Ok(None)
         }
         Sent::Later(failure) => {
@@ -105,7 +103,7 @@ async fn later(
     metrics::counter!("rhizome_coord_dispatch_retries_total").increment(1);
     tries.count = tries.count.saturating_add(1);
     let wait = random::jittered(RETRY, tries.count);
-    let node = order.task.key.node;
+    let node = order.key.node;
     let reason = format!(
         "node {node} cannot take it yet: {failure}; next try in {:.1} s",
         wait.as_secs_f64()
@@ -118,10 +116,10 @@ async fn later(
     });
     if tell {
         tries.told = Some(Instant::now());
-        tracing::warn!(deployment = %order.task.key.deployment, node = %node, error = %failure,
+        tracing::warn!(deployment = %order.key.deployment, node = %node, error = %failure,
             "a node cannot take an envelope yet; it is tried again");
     }
-    inner.store.waiting(&order.task, &reason, told, clock::now_ms()).await?;
+    inner.store.waiting(order, &reason, told, clock::now_ms()).await?;
     Ok(wait)
 }
 

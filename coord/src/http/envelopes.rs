@@ -7,14 +7,14 @@ use axum::extract::rejection::BytesRejection;
 use http::StatusCode;
 use rhizome_identity::{Verified, digest, verify};
 use rhizome_model::api::{JobView, Submitted};
-use rhizome_model::{AccountId, Code, Document, Envelope, Failure, KeyId, NodeId, TraceId};
+use rhizome_model::{AccountId, Code, Document, Envelope, Failure, KeyId, NodeId, Phase, TraceId};
 use rhizome_service::{ApiError, ApiResult, clock};
 use serde::Serialize;
 use tokio::sync::SemaphorePermit;
 use tracing::Instrument;
 
 use super::App;
-use crate::store::AuditEntry;
+use crate::store::{AuditEntry, Order, TaskKey};
 
 /// What an envelope has led to.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -119,7 +119,13 @@ impl App {
 
     async fn keep(&self, verified: &Verified, bytes: &[u8]) -> Result<Submitted, Failure> {
         let submitted = self.store.submit(verified, bytes, clock::now_ms()).await?;
-        self.dispatcher.wake(&submitted.deployment, &submitted.nodes);
+        self.dispatcher.send(submitted.nodes.iter().map(|node| Order {
+            key: TaskKey { deployment: submitted.deployment.clone(), node: *node },
+            version: submitted.version,
+            deletes: submitted.phase == Phase::Deleting,
+            envelope: verified.digest.clone(),
+            bytes: bytes.to_owned(),
+        }));
         tracing::info!(deployment = %submitted.deployment, version = %submitted.version,
             phase = %submitted.phase, digest = verified.digest, "an envelope was accepted");
         self.known.remember(&verified.account).await;

@@ -9,8 +9,8 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::task::{row, rows};
 use super::{
-    Durability, Line, News, ROWS, Result, Statements, Store, TaskRow, Values, append_one, key_of,
-    number,
+    Durability, Line, News, Order, ROWS, Result, Statements, Store, TaskKey, TaskRow, Values,
+    append_one, key_of, number,
 };
 use crate::rules::moves;
 
@@ -55,8 +55,9 @@ impl Store {
     }
 
     /// The node answered a delete that it has nothing of the kind.
-    pub async fn gone(&self, held: &TaskRow, event: Event) -> Result<bool> {
-        self.apply(held, |held, now| now.envelope == held.envelope, event).await
+    pub async fn gone(&self, order: &Order, event: Event) -> Result<bool> {
+        let same = |envelope: &String, now: &TaskRow| now.envelope == *envelope;
+        self.apply(&order.key, order.envelope.clone(), same, event).await
     }
 
     /// What a look at the node showed and no event told, if the task has not moved since.
@@ -64,15 +65,22 @@ impl Store {
         let same = |held: &TaskRow, now: &TaskRow| {
             now.updated_at == held.updated_at && now.phase == held.phase
         };
-        self.apply(held, same, event).await
+        self.apply(&held.key, held.clone(), same, event).await
     }
 
-    async fn apply(&self, held: &TaskRow, same: Same, event: Event) -> Result<bool> {
+    async fn apply<H: Send + Sync + 'static>(
+        &self,
+        key: &TaskKey,
+        held: H,
+        same: Same<H>,
+        event: Event,
+    ) -> Result<bool> {
         let id = event.deployment.clone();
-        let values = (held.clone(), same, event);
-        let applying = self.writer.write(Durability::Told, values, |conn, (held, same, event)| {
-            Box::pin(apply(conn, held, *same, event))
-        });
+        let values = (key.clone(), held, same, event);
+        let applying =
+            self.writer.write(Durability::Told, values, |conn, (key, held, same, event)| {
+                Box::pin(apply(conn, key, held, *same, event))
+            });
         let applied = applying.await?;
         if applied {
             self.waker.tell(&id, News::Stored);
@@ -81,21 +89,22 @@ impl Store {
     }
 }
 
-/// Whether a task is still as it was.
-type Same = fn(&TaskRow, &TaskRow) -> bool;
+/// Whether a task is still what was held of it.
+type Same<H> = fn(&H, &TaskRow) -> bool;
 
 async fn forget(conn: &mut SqliteConnection, node: NodeId) -> Result<()> {
     sqlx::query("DELETE FROM cursors WHERE node = $1").bind(number(node.0)).execute(conn).await?;
     Ok(())
 }
 
-async fn apply(
+async fn apply<H>(
     conn: &mut SqliteConnection,
-    held: &TaskRow,
-    same: Same,
+    key: &TaskKey,
+    held: &H,
+    same: Same<H>,
     event: &Event,
 ) -> Result<bool> {
-    let Some(task) = row(conn, &held.key).await?.filter(|now| same(held, now)) else {
+    let Some(task) = row(conn, key).await?.filter(|now| same(held, now)) else {
         return Ok(false);
     };
     let mut task = Moving::new(task, 0);

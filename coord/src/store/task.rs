@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use rhizome_model::api::TaskView;
-use rhizome_model::{DeploymentId, Event, Failure, Move, NodeId, Phase, What};
+use rhizome_model::{DeploymentId, Event, Failure, Move, NodeId, Phase, Version, What};
 use sqlx::QueryBuilder;
 use sqlx::sqlite::SqliteConnection;
 
@@ -15,23 +15,28 @@ use super::{
 /// What a node shall be sent.
 #[derive(Debug, Clone)]
 pub struct Order {
-    pub task: TaskRow,
+    pub key: TaskKey,
+    pub version: Version,
+    pub deletes: bool,
+    /// The envelope's digest, and the envelope.
+    pub envelope: String,
     pub bytes: Vec<u8>,
 }
 
-#[derive(sqlx::FromRow)]
-struct Ordered {
-    #[sqlx(flatten)]
-    task: RawTask,
-    bytes: Vec<u8>,
+impl Order {
+    /// An event of this deployment on this node, or of coord itself.
+    pub fn event(&self, node: Option<NodeId>, at: i64, what: What) -> Event {
+        let deployment = self.key.deployment.clone();
+        Event { at, deployment, version: self.version, node, what }
+    }
 }
 
 impl Store {
     /// What the task's node has not got yet.
     pub async fn order(&self, key: &TaskKey) -> Result<Option<Order>> {
         let (account, name) = key_of(&key.deployment);
-        let found: Option<Ordered> = sqlx::query_as(
-            "SELECT tasks.*, envelopes.bytes FROM tasks
+        let found: Option<(i64, String, String, Vec<u8>)> = sqlx::query_as(
+            "SELECT tasks.version, phase, envelope, bytes FROM tasks
              JOIN envelopes ON envelopes.digest = tasks.envelope
              WHERE tasks.account = $1 AND tasks.name = $2 AND tasks.node = $3 AND NOT delivered",
         )
@@ -40,7 +45,13 @@ impl Store {
         .bind(number(key.node.0))
         .fetch_optional(&self.readers)
         .await?;
-        found.map(|o| Ok(Order { task: o.task.try_into()?, bytes: o.bytes })).transpose()
+        Ok(found.map(|(version, phase, envelope, bytes)| Order {
+            key: key.clone(),
+            version: Version(count(version)),
+            deletes: phase == Phase::Deleting.to_string(),
+            envelope,
+            bytes,
+        }))
     }
 
     pub async fn envelope(&self, digest: &str) -> Result<Option<Vec<u8>>> {
@@ -96,20 +107,21 @@ impl Store {
     /// Why a task does not move; with `told` those who follow it are told too.
     pub async fn waiting(
         &self,
-        task: &TaskRow,
+        order: &Order,
         reason: &str,
         told: Option<What>,
         now_ms: i64,
     ) -> Result<()> {
         let wake = told.is_some();
-        let told = told.map(|what| event(task, None, now_ms, what));
-        let values = (task.clone(), reason.to_owned(), told);
-        let noting = self.writer.write(Durability::Told, values, |conn, (task, reason, told)| {
-            Box::pin(waiting(conn, task, reason, told.as_ref()))
-        });
+        let told = told.map(|what| order.event(None, now_ms, what));
+        let values = (order.key.clone(), order.envelope.clone(), reason.to_owned(), told);
+        let noting =
+            self.writer.write(Durability::Told, values, |conn, (key, digest, reason, told)| {
+                Box::pin(waiting(conn, key, digest, reason, told.as_ref()))
+            });
         noting.await?;
         if wake {
-            self.waker.tell(&task.key.deployment, News::Stored);
+            self.waker.tell(&order.key.deployment, News::Stored);
         }
         Ok(())
     }
@@ -213,19 +225,20 @@ async fn refused(
 
 async fn waiting(
     conn: &mut SqliteConnection,
-    task: &TaskRow,
+    key: &TaskKey,
+    digest: &str,
     reason: &str,
     told: Option<&Event>,
 ) -> Result<()> {
-    let (account, name) = key_of(&task.key.deployment);
+    let (account, name) = key_of(&key.deployment);
     sqlx::query(
         "UPDATE tasks SET waiting_for = $5
          WHERE account = $1 AND name = $2 AND node = $3 AND envelope = $4 AND NOT delivered",
     )
     .bind(account)
     .bind(name)
-    .bind(number(task.key.node.0))
-    .bind(&task.envelope)
+    .bind(number(key.node.0))
+    .bind(digest)
     .bind(reason)
     .execute(&mut *conn)
     .await?;

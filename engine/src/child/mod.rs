@@ -42,6 +42,7 @@ fn prepare(uid_gid: u32) -> io::Result<(Cage, Evaluator)> {
     let functions = Functions::of(&engine);
     let evaluator = Evaluator { engine, functions, session };
     evaluator.warm_up();
+    Pipe.warm_up();
     // It looks into /proc, of which nothing is left afterwards.
     let cage = Cage::new()?;
     cage::give_up(uid_gid)?;

@@ -14,6 +14,11 @@ use crate::wire::{
 pub struct Pipe;
 
 impl Pipe {
+    /// Has the zygote make what each child would make at its first word.
+    pub fn warm_up(&self) {
+        let _ = (io::stdin(), io::stdout());
+    }
+
     pub fn receive(&self) -> io::Result<ToChild> {
         let mut head = [0; 4];
         read_all(&mut head)?;
