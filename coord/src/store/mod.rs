@@ -1,9 +1,9 @@
 //! What coord knows, on disk. The only place that knows a table.
 //!
 //! ```text
-//!   submissions ───┐                         ┌─▶ readers
-//!                  ├─ writer ─▶ SQLite, WAL ─┤
-//!   nodes' events ─┘      └─▶ wake: who follows a deployment
+//!   submissions ───┐
+//!                  ├─ writer ─▶ SQLite, WAL ─▶ readers
+//!   nodes' events ─┘      └───▶ news ────────▶ who follows a deployment
 //! ```
 //!
 //! - What a user was told is on disk (`synchronous=FULL`). What a node told us is kept by

@@ -71,7 +71,10 @@ const FORKING: &[i64] = &[
     libc::SYS_recvmsg,
     libc::SYS_sendto,
     libc::SYS_getppid,
+    #[cfg(target_arch = "x86_64")]
     libc::SYS_dup2,
+    // What the C library calls for it elsewhere.
+    libc::SYS_dup3,
     // Debug builds look whether what is closed is open.
     libc::SYS_fcntl,
     libc::SYS_close,
