@@ -144,6 +144,9 @@ fn a_hypervisor_that_hangs_is_noticed(choice: &Choice) {
     let vm = bench.vm();
     vm.ping().unwrap();
     kill(pid, Signal::SIGSTOP).unwrap();
+    // One of its threads may still answer until all have stopped.
+    let stopped = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
+    assert_eq!(stopped, WaitStatus::Stopped(pid, Signal::SIGSTOP));
     for _ in 0..2 {
         let begin = Instant::now();
         let error = assert_code(vm.ping(), Code::TimedOut);
