@@ -129,7 +129,7 @@ impl Reader {
     /// Waits for news: the next event, or that there is something to read.
     async fn hear(&mut self) -> Option<()> {
         match self.news.recv().await {
-            Ok(News::Event { number, body }) if number == self.after + 1 => {
+            Ok(News::Event { number, body }) if number == self.after.saturating_add(1) => {
                 self.push(number, &body);
             }
             // It was read from the store.

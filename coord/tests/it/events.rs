@@ -96,6 +96,8 @@ async fn each_reader_begins_where_it_wants() {
     world.nodes[1].says("1/demo", 1, log(7));
     let (number, event) = live.next().await.unwrap().unwrap();
     assert_eq!((number, &event.what), (all.len() as u64 + 1, &log(7)));
+    // From far beyond the end: it waits.
+    let mut beyond = std::pin::pin!(user.follow("demo", u64::MAX).await.unwrap());
     // Though it does not listen for a while.
     (8..200).for_each(|n| world.nodes[1].says("1/demo", 1, log(n)));
     until("all is mirrored", || async {
@@ -106,6 +108,8 @@ async fn each_reader_begins_where_it_wants() {
         let (number, event) = live.next().await.unwrap().unwrap();
         assert_eq!((number, &event.what), ((all.len() + n - 6) as u64, &log(n)));
     }
+    let waited = tokio::time::timeout(Duration::from_millis(100), beyond.next()).await;
+    assert!(waited.is_err(), "{waited:?}");
 }
 
 #[tokio::test]
