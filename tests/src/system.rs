@@ -175,6 +175,19 @@ impl System {
             .collect()
     }
 
+    /// The runners that do the jobs of a queue.
+    pub fn runners_of(&self, queue: &str) -> Vec<u32> {
+        let does = |args: &[String]| {
+            let queues = args.windows(2).find(|two| two[0] == "--queues");
+            queues.is_some_and(|two| two[1].split(',').any(|q| q == queue))
+        };
+        processes_naming(&self.state)
+            .into_iter()
+            .filter(|p| p.args.get(1).is_some_and(|a| a == "runner") && does(&p.args))
+            .map(|p| p.pid)
+            .collect()
+    }
+
     pub fn kernel(&self) -> Kernel {
         Kernel::look(&self.state)
     }

@@ -11,6 +11,24 @@ use crate::image::busybox;
 
 const MACHINES: usize = 20;
 
+#[derive(Debug, Clone, Copy)]
+enum Victim {
+    Process(&'static str),
+    /// Who does the jobs of a queue.
+    RunnerOf(&'static str),
+}
+
+impl Victim {
+    /// None while it is not there: a process that died a moment ago may not be back yet.
+    fn pid(self, system: &System) -> Option<u32> {
+        let pids = match self {
+            Self::Process(role) => system.pids(role),
+            Self::RunnerOf(queue) => system.runners_of(queue),
+        };
+        pids.first().copied()
+    }
+}
+
 fn fleet(system: &System) -> String {
     let image = busybox(&system.state);
     system.script(
@@ -27,7 +45,7 @@ fn fleet(system: &System) -> String {
 
 /// Deploys; kills one process after the other, each when some machines more exist and the deployment
 /// is still under way; looks at what is there in the end.
-fn survive(victims: &[(&str, usize)]) {
+fn survive(victims: &[Victim]) {
     let system = System::start();
     let script = fleet(&system);
     let mut deploy = command()
@@ -37,13 +55,12 @@ fn survive(victims: &[(&str, usize)]) {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    for (round, (role, which)) in victims.iter().enumerate() {
+    for (round, victim) in victims.iter().enumerate() {
         let wanted = 1 + round * (MACHINES - 2) / victims.len();
         let pid = eventually("some machines more", Duration::from_secs(60), || {
-            assert!(deploy.try_wait().unwrap().is_none(), "it ended before the {role} was killed");
+            assert!(deploy.try_wait().unwrap().is_none(), "it ended before {victim:?} was killed");
             let far_enough = system.kernel().namespaces.len() >= wanted;
-            // A process that died a moment ago may not be back yet.
-            far_enough.then(|| system.pids(role).get(*which).copied()).flatten()
+            far_enough.then(|| victim.pid(&system)).flatten()
         });
         kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
     }
@@ -100,17 +117,24 @@ fn sleepers() -> std::collections::BTreeSet<u32> {
 
 #[test]
 fn each_runner_and_the_supervisor_are_killed() {
-    survive(&[("runner", 0), ("runner", 1), ("runner", 2), ("runner", 3), ("supervisor", 0)]);
+    use Victim::{Process, RunnerOf};
+    survive(&[
+        RunnerOf("script"),
+        RunnerOf("volume"),
+        RunnerOf("machine"),
+        RunnerOf("machine-actions"),
+        Process("supervisor"),
+    ]);
 }
 
 #[test]
 fn node_coord_ledger_and_redis_are_killed() {
-    survive(&[("redis-server", 0), ("coord", 0), ("ledger", 0), ("node", 0), ("redis-server", 0)]);
+    survive(&["redis-server", "coord", "ledger", "node", "redis-server"].map(Victim::Process));
 }
 
 #[test]
 fn the_runner_of_machines_is_killed_again_and_again() {
-    survive(&[("runner", 2); 6]);
+    survive(&[Victim::RunnerOf("machine"); 6]);
 }
 
 /// Its supervisor sees a runner die and gives its jobs back at once, so there is no lease to wait for:
@@ -133,8 +157,7 @@ fn the_death_of_the_runner_of_scripts_costs_less_than_two_seconds() {
                 );
                 (system.kernel().namespaces.len() >= 3).then_some(())
             });
-            // The first that the supervisor starts.
-            let runner = system.pids("runner")[0];
+            let runner = Victim::RunnerOf("script").pid(&system).unwrap();
             kill(Pid::from_raw(runner.cast_signed()), Signal::SIGKILL).unwrap();
         }
         assert!(deploy.wait().unwrap().success(), "{}", system.logs());
