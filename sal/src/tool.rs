@@ -3,8 +3,8 @@
 //! A tool runs with an empty environment but for a fixed `PATH` and `LC_ALL=C`, without standard
 //! input unless we give it one, and not longer than its timeout. What it prints is kept only as far
 //! as it is bounded. An error names the program, its arguments and how it ended; a program that is
-//! missing is named with the Debian package that has it. A tool does not outlive us: what it would
-//! still do could undo what is done by whoever takes the resource over.
+//! missing is named with the Debian package that has it. A tool does not outlive us, unless it says that
+//! it may: what it would still do could undo what is done by whoever takes the resource over.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
@@ -41,6 +41,7 @@ pub(crate) struct Tool {
     folder: Option<PathBuf>,
     timeout: Option<Duration>,
     cancel: CancellationToken,
+    outlives_us: bool,
 }
 
 /// A tool that runs and waits for its input. Dropped, it is killed.
@@ -65,6 +66,7 @@ impl Tool {
             folder: None,
             timeout: Some(DEFAULT_TIMEOUT),
             cancel: CancellationToken::new(),
+            outlives_us: false,
         }
     }
 
@@ -99,6 +101,13 @@ impl Tool {
         self
     }
 
+    /// For one that goes by itself when its input ends early, as it does when we are killed. Tying it to us
+    /// takes a copy of ourselves, and that a millisecond.
+    pub fn may_outlive_us(mut self) -> Self {
+        self.outlives_us = true;
+        self
+    }
+
     /// Runs it; any end but exit status 0 is an error. Answers what it printed.
     pub fn run(self) -> Result<String> {
         self.begin()?.run()
@@ -121,7 +130,9 @@ impl Tool {
         if let Some(folder) = &self.folder {
             command.current_dir(folder);
         }
-        die_with_us(&mut command);
+        if !self.outlives_us {
+            die_with_us(&mut command);
+        }
         let child = command.spawn().during(format_args!("start '{}'", self.line()))?;
         Ok(Begun { tool: self, child })
     }

@@ -12,10 +12,13 @@ use super::{Driver, identity};
 use crate::btrfs::{self, Counted};
 use crate::error::{During, Result, SalError, shown};
 use crate::lock::Lock;
-use crate::net::Port;
+use crate::net::{self, Port};
 use crate::oci::Bind;
 use crate::program::{Entry, Past, Place, Program, Stop};
 use crate::{files, image, sal};
+
+/// In the folder of a machine whose link has yet to be admitted.
+const UNADMITTED: &str = "unadmitted";
 
 /// What a machine is made from, on the node.
 pub(super) enum Source {
@@ -80,20 +83,40 @@ impl Driver {
             None => self.programs.halt(id, Stop::Interrupt)?,
             Some(_) => crate::workload::Driver::delete(self, id)?,
         }
+        let (config, mark, port) = (&self.node.config, &self.programs.mark, port(spec));
         // The file system waits for its transaction, the network for `ip`, the shim for the loader: all at
         // a time.
-        let (shim, files, net) = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let files = scope.spawn(|| self.make_files(id, place, spec, source));
-            let net = scope.spawn(|| port(spec).attach(&self.node.config, &self.programs.mark, id));
-            // By this thread: a shim that waits goes with the thread that called it.
-            let shim = self.programs.call_shim(id, entry(spec));
-            (shim, joined(files), joined(net))
-        });
-        let (program, _volumes) = files?;
-        net?;
-        let shim = shim?;
-        place.write_applied(spec)?;
-        self.programs.start(id, shim, &program, past)
+            let net = scope.spawn(|| match spec.isolation {
+                Isolation::Container => port.attach(config, mark, id),
+                Isolation::Vm => port.connect(config, mark, id),
+            });
+            let shim = self.programs.call_shim(id, entry(spec))?;
+            let (program, _volumes) = joined(files)?;
+            joined(net)?;
+            place.write_applied(spec)?;
+            match spec.isolation {
+                Isolation::Container => self.programs.start(id, shim, &program, past),
+                Isolation::Vm => {
+                    // Before it has booted, a guest sends nothing.
+                    files::replace(&place.dir.join(UNADMITTED), b"", false)?;
+                    let admission = scope.spawn(|| self.admit(id, place));
+                    self.programs.start(id, shim, &program, past)?;
+                    joined(admission)
+                }
+            }
+        })
+    }
+
+    fn admit(&self, id: &ResourceId, place: &Place) -> Result<()> {
+        net::admit(&self.node.config, &self.programs.mark, id)?;
+        files::remove(&place.dir.join(UNADMITTED))
+    }
+
+    /// Whoever started a guest may have died before its link was admitted.
+    pub(super) fn finish_admission(&self, id: &ResourceId, place: &Place) -> Result<()> {
+        if place.dir.join(UNADMITTED).exists() { self.admit(id, place) } else { Ok(()) }
     }
 
     /// Makes what is on disk, and says what is to be kept alive. The volumes are held until it runs.

@@ -64,6 +64,7 @@ impl crate::workload::Driver for Driver {
 
     fn ensure(&self, id: &ResourceId, spec: &MachineSpec) -> Result<(MachineStatus, Done)> {
         let place = self.programs.place(id);
+        self.finish_admission(id, &place)?;
         let has_root = self.node.store.has(&place.root);
         let keeps_root =
             has_root && btrfs::read_note(&place.root).as_deref() == Some(&identity(spec));

@@ -70,39 +70,39 @@ pub(crate) fn down(mark: &Mark) -> Result<()> {
 }
 
 impl Port {
-    /// Makes a resource's network anew. An `ip` that died with its caller can still be on its way
-    /// out of the kernel and get in between, so a failure is tried again.
+    /// Makes a resource's network anew, and lets it send.
     pub fn attach(self, config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Result<()> {
+        // Its names are known before it is there: `nft` and `ip` work at a time.
+        let attached = std::thread::scope(|scope| {
+            let admission = scope.spawn(|| filter::admit(config, mark, id));
+            let connected = self.connect(config, mark, id);
+            let broke_off = |_| Err(SalError::new(Code::Internal, "admitting a link broke off"));
+            connected.and(admission.join().unwrap_or_else(broke_off))
+        });
+        if attached.is_err() {
+            let _ = filter::dismiss(config, mark, id);
+        }
+        attached
+    }
+
+    /// Makes a resource's link anew, over which nothing passes before [`admit`]. An `ip` that died with its
+    /// caller can still be on its way out of the kernel and get in between, so a failure is tried again.
+    pub fn connect(self, config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Result<()> {
         let mut attempt = 1;
         loop {
-            match unlink(mark, id).and_then(|()| self.make(config, mark, id)) {
+            let made = unlink(mark, id).and_then(|()| match self {
+                Self::Veth => veth::make(config, mark, id),
+                Self::Tap => tap::make(mark, id),
+            });
+            match made {
                 Err(error) if attempt < ATTEMPTS => {
                     tracing::debug!(resource = %id, attempt, %error, "its network is made again");
                     std::thread::sleep(PAUSE * attempt);
                     attempt += 1;
                 }
-                Err(error) => {
-                    let _ = filter::dismiss(config, mark, id);
-                    return Err(error);
-                }
-                Ok(()) => return Ok(()),
+                done => return done,
             }
         }
-    }
-
-    fn make(self, config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Result<()> {
-        // Its names are known before it is there: `nft` and `ip` work at a time.
-        std::thread::scope(|scope| {
-            let admitted = scope.spawn(|| filter::admit(config, mark, id));
-            let made = match self {
-                Self::Veth => veth::make(config, mark, id),
-                Self::Tap => tap::make(mark, id),
-            };
-            let admitted = admitted.join().unwrap_or_else(|_| {
-                Err(SalError::new(Code::Internal, "admitting a link broke off"))
-            });
-            made.and(admitted)
-        })
     }
 
     /// What is not there of a resource's network; nothing when all is well. Inside a namespace one
@@ -160,6 +160,11 @@ impl Port {
         }
         filter::admit(config, mark, id)
     }
+}
+
+/// Lets a resource send over its link, be that there or not.
+pub(crate) fn admit(config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Result<()> {
+    filter::admit(config, mark, id)
 }
 
 /// Removes a resource's namespace and links, and what the filter lets through of it; what is not

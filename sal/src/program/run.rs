@@ -49,6 +49,7 @@ impl Programs {
             .arg(self.cgroups.of_shim(id))
             .args((entry == Entry::Moved).then_some(shim::MOVED))
             .stdin(shim::GO)
+            .may_outlive_us()
             .begin()?;
         Ok(Waiting { run, shim })
     }

@@ -149,6 +149,17 @@ async fn what_breaks_around_a_vm_is_put_right() {
         let drift = keep(&*world.machines, &vm, &spec).await;
         assert_eq!(drift, [(Drift::Network, Repair::Restored)], "{cause}");
     }
+
+    // Whoever started it died before its link was admitted: the next one does that, and nothing else.
+    let pid = world.status(&vm).await["pid"].clone();
+    let folder = world.config.state.join("run/machines").join(vm.file_name());
+    assert!(!folder.join("unadmitted").exists());
+    fs::write(folder.join("unadmitted"), "").unwrap();
+    run("nft", &["flush", "set", "bridge", &world.mark(), "sources"]);
+    let ensured = world.machines.ensure(&vm, &spec).await.unwrap();
+    assert_eq!((ensured.done, &ensured.status["pid"]), (Done::Unchanged, &pid));
+    assert!(!folder.join("unadmitted").exists());
+    assert_eq!(keep(&*world.machines, &vm, &spec).await, []);
     world.machines.delete(&vm).await.unwrap();
     world.assert_clean();
 }
@@ -292,6 +303,7 @@ async fn whoever_is_killed_while_making_or_deleting_a_vm_is_made_up_for() {
         if round % 2 == 0 {
             let status = world.machines.ensure(&vm, &spec).await.unwrap().status;
             assert_eq!(status["state"], "running");
+            assert_eq!(keep(&*world.machines, &vm, &spec).await, [], "after {after:?}");
             run("kill", &["-9", &status["pid"].to_string()]);
             killed_after(&world, "1/demo/vm", &spec, true, after);
         }

@@ -68,18 +68,20 @@ fn complain(message: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Waits for its orders and goes to the background, into a control group of its own.
+/// Goes to the background, into a control group of its own, and waits for its orders there. Whoever calls it
+/// and dies takes the other end of the standard input along.
 fn begin(dir: &Path, run: &str, group: &Path, is_moved: bool) -> Result<()> {
     if is_moved {
         put(std::process::id(), group)?;
-    }
-    if std::io::read_to_string(std::io::stdin()).during("wait for orders")? != GO {
-        return Ok(());
     }
     // SAFETY: there is no other thread that could hold a lock.
     match unsafe { fork_into(group) }? {
         ForkResult::Parent { .. } => Ok(()),
         ForkResult::Child => {
+            setsid().during("begin a session")?;
+            if std::io::read_to_string(std::io::stdin()).during("wait for orders")? != GO {
+                return Ok(());
+            }
             detach()?;
             supervise(dir, run)
         }
@@ -87,7 +89,6 @@ fn begin(dir: &Path, run: &str, group: &Path, is_moved: bool) -> Result<()> {
 }
 
 fn detach() -> Result<()> {
-    setsid().during("begin a session")?;
     std::env::set_current_dir("/").during("leave the folder")?;
     let null = File::options().read(true).write(true).open("/dev/null").during("open /dev/null")?;
     nix::unistd::dup2_stdin(&null)
