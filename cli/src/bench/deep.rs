@@ -1,17 +1,18 @@
 //! `rhizome bench queue --deep N`: whether a full queue is as fast as one that is nearly empty.
 //!
-//! Two redis-servers, one with 10,000 jobs and one with N. Each round submits and drains the same
-//! number on the one, then on the other, so that both see the same machine. Then the full one is
-//! killed, comes back, and is measured once more.
+//! Two redis-servers, one with 10,000 jobs and one with N. Each round submits, claims and drains the
+//! same number on the one, then on the other, so that both see the same machine. Then the full one is
+//! killed, comes back, and is measured once more. To claim is to be given leases; to drain is that, and
+//! to end each job.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use rhizome_queue::Durability;
 use rhizome_queue::bench::Probe;
-use rhizome_queue::{Durability, Runner};
 use serde_json::json;
 
-use super::load::{Server, drain, failed, make_jobs, open, rate};
+use super::load::{Server, drain, failed, finish, make_jobs, next, open, rate};
 use crate::cli::Globals;
 use crate::error::{Error, misuse};
 use crate::output;
@@ -29,6 +30,7 @@ const SLOTS: usize = 2048;
 #[derive(Clone, Copy)]
 struct Rates {
     submit: f64,
+    claim: f64,
     drain: f64,
 }
 
@@ -53,11 +55,14 @@ pub(super) async fn run(jobs: usize, rounds: usize, globals: &Globals) -> Result
     let kept: u64 = deep.queue.stats().await.map_err(failed)?.iter().map(|q| q.ready).sum();
     let figures = [
         ("submit_ratio", before.submit, "submit rate beside that with 10,000 jobs"),
+        ("claim_ratio", before.claim, "claim rate beside that with 10,000 jobs"),
         ("drain_ratio", before.drain, "drain rate beside that with 10,000 jobs"),
         ("submit_ratio_after_restart", after.submit, "submit rate, after the restart"),
+        ("claim_ratio_after_restart", after.claim, "claim rate, after the restart"),
         ("drain_ratio_after_restart", after.drain, "drain rate, after the restart"),
         ("restart_s", restart_s, "seconds until redis-server was back"),
         ("submit_ratio_at_once", busy.submit, "submit rate right after it was filled"),
+        ("claim_ratio_at_once", busy.claim, "claim rate right after it was filled"),
         ("drain_ratio_at_once", busy.drain, "drain rate right after it was filled"),
         ("chores_s", chores_s, "seconds that redis-server's own chores were waited for"),
         ("memory_gib", memory, "GiB that redis-server needs for them"),
@@ -106,15 +111,22 @@ async fn compare(shallow: &Server, deep: &Server, rounds: usize) -> Result<Rates
     let mut ratios = Vec::new();
     for n in 1..=rounds {
         let (few, many) = (round(shallow).await?, round(deep).await?);
-        let ratio = Rates { submit: many.submit / few.submit, drain: many.drain / few.drain };
+        let ratio = Rates {
+            submit: many.submit / few.submit,
+            claim: many.claim / few.claim,
+            drain: many.drain / few.drain,
+        };
         output::note(format!(
-            "round {n} of {rounds}: submits {:.2}, drains {:.2} times as fast",
-            ratio.submit, ratio.drain
+            "round {n} of {rounds}: submits {:.2}, claims {:.2}, drains {:.2} times as fast",
+            ratio.submit, ratio.claim, ratio.drain
         ));
         ratios.push(ratio);
     }
-    let submit = median(&ratios, |r| r.submit);
-    Ok(Rates { submit, drain: median(&ratios, |r| r.drain) })
+    Ok(Rates {
+        submit: median(&ratios, |r| r.submit),
+        claim: median(&ratios, |r| r.claim),
+        drain: median(&ratios, |r| r.drain),
+    })
 }
 
 /// As many come as go, so that the queue stays as full as it is.
@@ -123,12 +135,33 @@ async fn round(server: &Server) -> Result<Rates, Error> {
     let begun = Instant::now();
     server.queue.submit(&jobs).await.map_err(failed)?;
     let submit = rate(PER_ROUND, begun);
-    let mut runner: Runner = open(&server.queue, &uuid::Uuid::new_v4().to_string(), SLOTS).await?;
+    let mut runner = open(&server.queue, &unique(), SLOTS).await?;
     let begun = Instant::now();
     drain(&mut runner, PER_ROUND).await?;
     let drain = rate(PER_ROUND, begun);
     runner.close().await;
-    Ok(Rates { submit, drain })
+    Ok(Rates { submit, claim: claim(server).await?, drain })
+}
+
+/// All are claimed before the first is ended.
+async fn claim(server: &Server) -> Result<f64, Error> {
+    server.queue.submit(&make_jobs(PER_ROUND)?).await.map_err(failed)?;
+    let mut runner = open(&server.queue, &unique(), PER_ROUND).await?;
+    let begun = Instant::now();
+    let mut leases = Vec::new();
+    while leases.len() < PER_ROUND {
+        leases.push(next(&mut runner).await?);
+    }
+    let claim = rate(PER_ROUND, begun);
+    // Each that ends would make room for one more.
+    runner.drain();
+    finish(leases).await?;
+    runner.close().await;
+    Ok(claim)
+}
+
+fn unique() -> String {
+    uuid::Uuid::new_v4().to_string()
 }
 
 async fn memory(server: &Server) -> Result<f64, Error> {

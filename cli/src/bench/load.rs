@@ -5,9 +5,10 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use rhizome_model::{AccountId, Job, JobId, Name, Outcome, Work, WorkloadKind, queue_name};
-use rhizome_queue::{Durability, Queue, QueueConfig, QueueError, Runner, RunnerOptions};
+use rhizome_queue::{Durability, Lease, Queue, QueueConfig, QueueError, Runner, RunnerOptions};
 use serde_json::json;
 use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 
 use crate::error::{Error, internal, misuse};
 
@@ -16,16 +17,32 @@ pub(super) const BYTES: usize = 300;
 
 /// Every job in a task of its own, as runners do it.
 pub(super) async fn drain(runner: &mut Runner, jobs: usize) -> Result<(), Error> {
-    let outcome = Outcome::Succeeded(json!({ "ok": true }));
-    let mut working = tokio::task::JoinSet::new();
+    let mut working = JoinSet::new();
     for _ in 0..jobs {
-        let lease = next(runner).await?;
-        let outcome = outcome.clone();
-        working.spawn(async move { lease.finish(&outcome).await });
+        end(&mut working, next(runner).await?);
         while let Some(ended) = working.try_join_next() {
             finished(ended)?;
         }
     }
+    all_finished(working).await
+}
+
+/// Ends jobs that have been claimed.
+pub(super) async fn finish(leases: Vec<Lease>) -> Result<(), Error> {
+    let mut working = JoinSet::new();
+    for lease in leases {
+        end(&mut working, lease);
+    }
+    all_finished(working).await
+}
+
+type Ending = JoinSet<Result<(), QueueError>>;
+
+fn end(working: &mut Ending, lease: Lease) {
+    working.spawn(async move { lease.finish(&Outcome::Succeeded(json!({ "ok": true }))).await });
+}
+
+async fn all_finished(mut working: Ending) -> Result<(), Error> {
     while let Some(ended) = working.join_next().await {
         finished(ended)?;
     }
@@ -42,7 +59,7 @@ pub(super) async fn open(queue: &Queue, name: &str, slots: usize) -> Result<Runn
     queue.runner(options).await.map_err(failed)
 }
 
-pub(super) async fn next(runner: &mut Runner) -> Result<rhizome_queue::Lease, Error> {
+pub(super) async fn next(runner: &mut Runner) -> Result<Lease, Error> {
     let lease = runner.next().await;
     lease.ok_or_else(|| misuse("the runner of the bench was drained").into())
 }

@@ -29,6 +29,30 @@ async fn submitting_again_changes_nothing() {
     assert_eq!(queue.stats().await.unwrap()[1].ended[&JobState::Succeeded], 1);
 }
 
+/// Whether one of them was there before, or none.
+#[tokio::test]
+async fn jobs_of_one_call_know_of_each_other() {
+    let server = Server::start();
+    let queue = server.queue().await;
+    let (waiting, queued) = (JobState::Waiting, JobState::Queued);
+    for is_there in [false, true] {
+        let (there, first) = (job("volume"), job("volume"));
+        let then = Job { after: vec![first.id], ..job("volume") };
+        let mut expected = vec![Submission::Queued, Submission::Queued];
+        expected.extend([queued, waiting].map(Submission::Known));
+        if is_there {
+            queue.submit(std::slice::from_ref(&there)).await.unwrap();
+            expected.push(Submission::Known(queued));
+        } else {
+            expected.push(Submission::Queued);
+        }
+        let jobs = [&first, &then, &first, &then, &there].map(Clone::clone);
+        assert_eq!(queue.submit(&jobs).await.unwrap(), expected, "{is_there}");
+        assert_eq!(state(&queue, then.id).await, waiting, "{is_there}");
+    }
+    assert_eq!(queue.stats().await.unwrap()[0].ready, 4);
+}
+
 #[tokio::test]
 async fn more_than_a_batch_is_submitted() {
     let server = Server::start();
