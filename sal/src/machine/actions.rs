@@ -35,6 +35,9 @@ pub(super) fn act(
     let spec = spec.filter(|_| driver.node.store.has(&place.root)).ok_or_else(|| {
         SalError::new(Code::NotFound, format!("there is no machine {id} on this node"))
     })?;
+    if matches!(action, Action::Start | Action::Restart) {
+        driver.finish_admission(id, &place)?;
+    }
     let machine = Made { driver, id, place, spec };
     match action {
         Action::Start => machine.start(),

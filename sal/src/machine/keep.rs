@@ -67,6 +67,7 @@ impl Driver {
     pub(super) fn find_drift(&self, id: &ResourceId, spec: &MachineSpec) -> Result<Vec<Found>> {
         self.programs.finish_stop(id)?;
         let place = self.programs.place(id);
+        self.finish_admission(id, &place)?;
         self.programs.look(id, |watched| self.see(id, &place, spec, watched)).map(|s| drift(&s))
     }
 

@@ -48,8 +48,8 @@ pub(super) fn down(mark: &Mark) -> Result<()> {
     nft(script).map(drop)
 }
 
-/// Lets a resource send as itself.
-pub(super) fn admit(config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Result<()> {
+/// Lets a resource send as itself over its link, be that there or not.
+pub(crate) fn admit(config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Result<()> {
     let mut script = String::new();
     for element in Elements::of(config, mark, id).list() {
         line(&mut script, format_args!("add element {element}"));

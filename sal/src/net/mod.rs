@@ -29,6 +29,7 @@ use crate::node::{Mark, NodeConfig};
 pub(crate) use link::has_link;
 use link::{LINKS, ip, line};
 
+pub(crate) use filter::admit;
 pub(crate) use inside::is_inside;
 pub(crate) use link::Mac;
 
@@ -74,7 +75,7 @@ impl Port {
     pub fn attach(self, config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Result<()> {
         // Its names are known before it is there: `nft` and `ip` work at a time.
         let attached = std::thread::scope(|scope| {
-            let admission = scope.spawn(|| filter::admit(config, mark, id));
+            let admission = scope.spawn(|| admit(config, mark, id));
             let connected = self.connect(config, mark, id);
             let broke_off = |_| Err(SalError::new(Code::Internal, "admitting a link broke off"));
             connected.and(admission.join().unwrap_or_else(broke_off))
@@ -158,13 +159,8 @@ impl Port {
             },
             (Self::Tap, _) => tap::mend(mark, id)?,
         }
-        filter::admit(config, mark, id)
+        admit(config, mark, id)
     }
-}
-
-/// Lets a resource send over its link, be that there or not.
-pub(crate) fn admit(config: &NodeConfig, mark: &Mark, id: &ResourceId) -> Result<()> {
-    filter::admit(config, mark, id)
 }
 
 /// Removes a resource's namespace and links, and what the filter lets through of it; what is not

@@ -152,14 +152,24 @@ async fn what_breaks_around_a_vm_is_put_right() {
 
     // Whoever started it died before its link was admitted: the next one does that, and nothing else.
     let pid = world.status(&vm).await["pid"].clone();
-    let folder = world.config.state.join("run/machines").join(vm.file_name());
-    assert!(!folder.join("unadmitted").exists());
-    fs::write(folder.join("unadmitted"), "").unwrap();
-    run("nft", &["flush", "set", "bridge", &world.mark(), "sources"]);
-    let ensured = world.machines.ensure(&vm, &spec).await.unwrap();
-    assert_eq!((ensured.done, &ensured.status["pid"]), (Done::Unchanged, &pid));
-    assert!(!folder.join("unadmitted").exists());
-    assert_eq!(keep(&*world.machines, &vm, &spec).await, []);
+    let unadmitted =
+        world.config.state.join("run/machines").join(vm.file_name()).join("unadmitted");
+    for next in ["ensure", "start", "keep"] {
+        assert!(!unadmitted.exists(), "before {next}");
+        fs::write(&unadmitted, "").unwrap();
+        run("nft", &["flush", "set", "bridge", &world.mark(), "sources"]);
+        match next {
+            "ensure" => {
+                let ensured = world.machines.ensure(&vm, &spec).await.unwrap();
+                assert_eq!(ensured.done, Done::Unchanged);
+            }
+            "start" => drop(world.act(&vm, Action::Start).await.unwrap()),
+            _ => {}
+        }
+        assert_eq!(unadmitted.exists(), next == "keep", "after {next}");
+        assert_eq!(keep(&*world.machines, &vm, &spec).await, [], "after {next}");
+        assert_eq!(world.status(&vm).await["pid"], pid, "after {next}");
+    }
     world.machines.delete(&vm).await.unwrap();
     world.assert_clean();
 }
