@@ -41,6 +41,7 @@ impl Queue {
         let look = Look::at(&self.link).await?;
         let mut auditor = Auditor { look: &look, audit: Audit::default() };
         auditor.lanes();
+        auditor.numbers();
         auditor.turns();
         auditor.records();
         auditor.delayed();
@@ -96,6 +97,23 @@ impl Auditor<'_> {
                 if lane.was_given(entry) && !lane.pending.contains(entry) {
                     self.fault(format!("{here} was handed out, and nobody has it"));
                 }
+            }
+        }
+    }
+
+    /// No number is two lanes'.
+    fn numbers(&mut self) {
+        let free = self.look.numbers.get("-").map(String::as_str).unwrap_or_default();
+        let mut seen: BTreeSet<&str> = BTreeSet::new();
+        for number in free.split_whitespace() {
+            if self.look.numbers.contains_key(number) || !seen.insert(number) {
+                self.fault(format!("the number {number} is free, and in use"));
+            }
+        }
+        for (name, number) in self.look.numbers.iter().filter(|(name, _)| name.contains(':')) {
+            let of = self.look.numbers.get(number);
+            if of != Some(name) {
+                self.fault(format!("lane {name} has the number {number}, which is that of {of:?}"));
             }
         }
     }

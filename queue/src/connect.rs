@@ -61,7 +61,7 @@ pub(crate) async fn prepare(link: &Link, config: &QueueConfig) -> Result<(), Que
     link.prepare().await
 }
 
-async fn set(link: &Link, name: &str, value: &str) -> Result<(), QueueError> {
+pub(crate) async fn set(link: &Link, name: &str, value: &str) -> Result<(), QueueError> {
     let mut set = redis::cmd("CONFIG");
     set.arg("SET").arg(name).arg(value);
     link.query(&set).await.map_err(|e| refused(name, e))
@@ -106,7 +106,7 @@ fn parse_version(version: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-async fn setting(link: &Link, name: &str) -> Result<String, QueueError> {
+pub(crate) async fn setting(link: &Link, name: &str) -> Result<String, QueueError> {
     let mut get = redis::cmd("CONFIG");
     get.arg("GET").arg(name);
     let pair: Vec<String> = link.query(&get).await.map_err(|e| refused(name, e))?;

@@ -22,15 +22,17 @@ pub(crate) const SETTINGS: &str = "{n}:settings";
 pub(crate) const WAITED: &str = "{n}:waited";
 pub(crate) const RELEASES: &str = "{n}:releases";
 pub(crate) const LANES: &str = "{n}:lanes";
+/// By which records name lanes.
+pub(crate) const NUMBERS: &str = "{n}:lane-numbers";
 pub(crate) const PERIODIC: &str = "{n}:periodic";
 pub(crate) const PERIODIC_SLOTS: &str = "{n}:periodic-slots";
 const TOKENS: &str = "{n}:tokens";
 const UNIQUE: &str = "{n}:unique";
 
 /// What most functions may touch, in the order in which they expect it.
-pub(crate) const SHARED: [&str; 12] = [
+pub(crate) const SHARED: [&str; 13] = [
     COUNTERS, DONE, LOAD, SETTINGS, TOKENS, DELAYED, WAITED, RELEASES, UNIQUE, CONTROL, LANES,
-    QUEUES,
+    QUEUES, NUMBERS,
 ];
 
 pub(crate) fn record(id: JobId) -> String {

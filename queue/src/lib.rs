@@ -97,6 +97,7 @@ mod member;
 mod news;
 mod operations;
 mod output;
+mod pace;
 mod pending;
 mod periodic;
 mod record;

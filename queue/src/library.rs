@@ -39,6 +39,7 @@ pub(crate) const FUNCTIONS: &[&str] = &[
     "progress",
     "promote",
     "publish",
+    "record",
     "release",
     "release_next",
     "retry",
@@ -53,14 +54,22 @@ pub(crate) const FUNCTIONS: &[&str] = &[
     "withdraw",
 ];
 
+/// Those that only read: redis-server answers them also when its disk is full.
+const READERS: &[&str] = &["due", "record", "silent"];
+
 static NAME: LazyLock<String> = LazyLock::new(|| format!("rz2_{:08x}", fingerprint(SOURCE)));
 
 /// The code, as `FUNCTION LOAD` takes it.
 pub(crate) fn code() -> String {
     let mut code = format!("#!lua name={}\n{SOURCE}", *NAME);
     for name in FUNCTIONS {
+        let flags = if READERS.contains(name) { "'no-writes'" } else { "" };
         // Writing to a String does not fail.
-        let _ = writeln!(code, "redis.register_function('{}', {name})", function(name));
+        let _ = writeln!(
+            code,
+            "redis.register_function{{function_name='{}', callback={name}, flags={{{flags}}}}}",
+            function(name)
+        );
     }
     code
 }

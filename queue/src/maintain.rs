@@ -6,6 +6,7 @@
 //!          periodic jobs that are due ─▶ submitted
 //!          runners that fell silent ─▶ fenced, given up, their leases go back
 //!          consumers and lanes that hold nothing and are nobody's ─▶ forgotten
+//!          redis-server's ticks ─▶ more of them while it has many keys
 //!   then sleep until the next of these is due, or the control stream says that there is something
 //! ```
 
@@ -120,6 +121,7 @@ impl Queue {
                     self.give_up_silent(options, &mut watch).await?;
                     self.sweep(options).await?;
                 }
+                self.keep_pace().await?;
             }
             let next_sweep =
                 watch.swept.map_or(options.sweep, |at| options.sweep.saturating_sub(at.elapsed()));

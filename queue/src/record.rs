@@ -9,7 +9,7 @@ use rhizome_model::{Failure, Job, JobId, JobState, Outcome};
 use serde::de::DeserializeOwned;
 
 use crate::jobs::identity;
-use crate::link::Link;
+use crate::link::{Call, Link};
 use crate::member::Identity;
 use crate::stored::{self, Content};
 use crate::{Queue, QueueError, keys};
@@ -126,11 +126,14 @@ pub(crate) enum Place {
     Ended(JobState),
 }
 
+/// The record of a job, in words.
+pub(crate) async fn text(link: &Link, id: JobId) -> Result<Option<String>, QueueError> {
+    link.call(&Call::new("record").key(keys::record(id)).key(keys::NUMBERS)).await
+}
+
 /// Where a job is; nothing inside when it is not known; none when it moved meanwhile.
 pub(crate) async fn place(link: &Link, id: JobId) -> Result<Option<Option<Place>>, QueueError> {
-    let mut get = redis::cmd("GET");
-    get.arg(keys::record(id));
-    let Some(text) = link.query::<Option<String>>(&get).await? else { return Ok(Some(None)) };
+    let Some(text) = text(link, id).await? else { return Ok(Some(None)) };
     let corrupt = |e: String| QueueError::corrupt(format!("job {id}"), e);
     let (content, lane) = match Line::parse(&text).map_err(corrupt)? {
         Line::Ended(ended) => return Ok(Some(Some(Place::Ended(ended.state)))),
@@ -157,22 +160,16 @@ async fn read_value(link: &Link, id: JobId) -> Result<Option<Content>, QueueErro
 /// The state of a job that is known.
 pub(crate) async fn state(link: &Link, id: JobId) -> Result<JobState, QueueError> {
     for _ in 0..LOOKS {
-        let mut get = redis::cmd("GET");
-        get.arg(keys::record(id));
-        let text: Option<String> = link.query(&get).await?;
-        let text = text.ok_or(QueueError::NoSuchJob(id))?;
-        match Line::parse(&text).map_err(|e| QueueError::corrupt(format!("job {id}"), e))? {
+        let record = text(link, id).await?.ok_or(QueueError::NoSuchJob(id))?;
+        match Line::parse(&record).map_err(|e| QueueError::corrupt(format!("job {id}"), e))? {
             Line::Ended(ended) => return Ok(ended.state),
             Line::Delayed => return Ok(JobState::Delayed),
             Line::Waiting => return Ok(JobState::Waiting),
             Line::Lane(lane, entry) => {
-                let mut look = redis::pipe();
-                let lane = keys::lane(&lane);
-                look.cmd("XPENDING").arg(&lane).arg(keys::GROUP).arg(&entry).arg(&entry).arg(1);
-                look.cmd("GET").arg(keys::record(id));
-                let (pending, after): (StreamPendingCountReply, Option<String>) =
-                    link.query_all(&look).await?;
-                if after.as_deref() == Some(&text) {
+                let mut look = redis::cmd("XPENDING");
+                look.arg(keys::lane(&lane)).arg(keys::GROUP).arg(&entry).arg(&entry).arg(1);
+                let pending: StreamPendingCountReply = link.query(&look).await?;
+                if text(link, id).await?.as_ref() == Some(&record) {
                     let runs = !pending.ids.is_empty();
                     return Ok(if runs { JobState::Running } else { JobState::Queued });
                 }
@@ -186,11 +183,10 @@ impl Queue {
     /// A job that has not ended, or ended less than an hour ago; a dead letter, for a week.
     pub async fn job(&self, id: JobId) -> Result<Option<JobRecord>, QueueError> {
         for _ in 0..LOOKS {
-            let mut get = redis::pipe();
-            get.cmd("GET").arg(keys::record(id)).cmd("HGETALL").arg(keys::more(id));
-            type Found = (Option<String>, HashMap<String, Vec<u8>>);
-            let (text, more): Found = self.link.query_all(&get).await?;
-            let Some(text) = text else { return Ok(None) };
+            let Some(text) = text(&self.link, id).await? else { return Ok(None) };
+            let mut get = redis::cmd("HGETALL");
+            get.arg(keys::more(id));
+            let more = self.link.query(&get).await?;
             let line = Line::parse(&text);
             let line = line.map_err(|e| QueueError::corrupt(format!("job {id}"), e))?;
             let known = Known { id, more };
@@ -374,12 +370,10 @@ fn last_end(state: JobState) -> AttemptEnd {
     }
 }
 
-/// The outcome in a record; none while the job has not ended.
-pub(crate) fn outcome_in(text: &str) -> Result<Option<Outcome>, String> {
-    match Line::parse(text)? {
-        Line::Ended(ended) => Ok(Some(ended.outcome)),
-        Line::Lane(..) | Line::Delayed | Line::Waiting => Ok(None),
-    }
+/// The outcome in a record as it is stored; none while the job has not ended.
+pub(crate) fn outcome_in(record: &str) -> Result<Option<Outcome>, String> {
+    let ended = record.strip_prefix("e ").map(Ended::parse).transpose()?;
+    Ok(ended.map(|ended| ended.outcome))
 }
 
 /// The states are stored as the model writes them.

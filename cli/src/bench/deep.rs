@@ -1,9 +1,9 @@
 //! `rhizome bench queue --deep N`: whether a full queue is as fast as one that is nearly empty.
 //!
-//! Two redis-servers, one with 10,000 jobs and one with N. Each round submits, claims and drains the
-//! same number on the one, then on the other, so that both see the same machine. Then the full one is
-//! killed, comes back, and is measured once more. To claim is to be given leases; to drain is that, and
-//! to end each job.
+//! Two redis-servers, one with 10,000 jobs and one with N, each with its upkeep. They are given the same
+//! to submit, to claim and to drain, in turns so short that both see the same machine; ten turns are a
+//! round. Then the full one is killed, comes back, and is measured once more. To claim is to be given
+//! leases; to drain is that, and to end each job.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -11,24 +11,34 @@ use std::time::{Duration, Instant};
 use rhizome_queue::Durability;
 use rhizome_queue::bench::Probe;
 use serde_json::json;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::load::{Server, drain, failed, finish, make_jobs, next, open, rate};
+use super::load::{Server, drain, failed, finish, make_jobs, next, open};
 use crate::cli::Globals;
 use crate::error::{Error, misuse};
 use crate::output;
 
 /// What a queue holds that is nearly empty.
 const SHALLOW: usize = 10_000;
-/// Jobs that are submitted and drained per round.
-const PER_ROUND: usize = 50_000;
+const TURNS: usize = 10;
+/// Jobs that are submitted, claimed and drained per turn.
+const PER_TURN: usize = 5_000;
 /// Jobs that are made at a time while the queue is filled.
 const FILL: usize = 100_000;
 /// Leases at a time.
 const SLOTS: usize = 2048;
 
-/// Per second.
+/// How long it took, in seconds.
+#[derive(Clone, Copy, Default)]
+struct Times {
+    submit: f64,
+    claim: f64,
+    drain: f64,
+}
+
+/// Rates beside those of another.
 #[derive(Clone, Copy)]
-struct Rates {
+struct Ratios {
     submit: f64,
     claim: f64,
     drain: f64,
@@ -40,8 +50,8 @@ pub(super) async fn run(jobs: usize, rounds: usize, globals: &Globals) -> Result
             misuse(format!("--deep takes {SHALLOW} jobs or more, --rounds one or more")).into()
         );
     }
-    let shallow = filled(SHALLOW).await?;
-    let mut deep = filled(jobs).await?;
+    let (shallow, _few) = filled(SHALLOW).await?;
+    let (mut deep, _many) = filled(jobs).await?;
     let memory = memory(&deep).await?;
     let busy = compare(&shallow, &deep, rounds).await?;
     let mut chores_s = at_rest(&deep).await?;
@@ -80,16 +90,20 @@ pub(super) async fn run(jobs: usize, rounds: usize, globals: &Globals) -> Result
     Ok(ExitCode::SUCCESS)
 }
 
-async fn filled(jobs: usize) -> Result<Server, Error> {
+/// With its upkeep, as on a node.
+async fn filled(jobs: usize) -> Result<(Server, DropGuard), Error> {
     output::note(format!("fills a queue with {jobs} jobs"));
     let server = Server::start(Durability::Everysec).await?;
+    let (queue, stop) = (server.queue.clone(), CancellationToken::new());
+    let stopped = stop.clone();
+    tokio::spawn(async move { queue.maintain(stopped).await });
     let mut left = jobs;
     while left > 0 {
         let some = left.min(FILL);
         server.queue.submit(&make_jobs(some)?).await.map_err(failed)?;
         left -= some;
     }
-    Ok(server)
+    Ok((server, stop.drop_guard()))
 }
 
 /// Waits until it does nothing besides its work, as one that was filled or started does for a while.
@@ -107,14 +121,18 @@ async fn at_rest(server: &Server) -> Result<f64, Error> {
 }
 
 /// The rates of the one beside those of the other: medians.
-async fn compare(shallow: &Server, deep: &Server, rounds: usize) -> Result<Rates, Error> {
+async fn compare(shallow: &Server, deep: &Server, rounds: usize) -> Result<Ratios, Error> {
     let mut ratios = Vec::new();
     for n in 1..=rounds {
-        let (few, many) = (round(shallow).await?, round(deep).await?);
-        let ratio = Rates {
-            submit: many.submit / few.submit,
-            claim: many.claim / few.claim,
-            drain: many.drain / few.drain,
+        let (mut few, mut many) = (Times::default(), Times::default());
+        for _ in 0..TURNS {
+            turn(shallow, &mut few).await?;
+            turn(deep, &mut many).await?;
+        }
+        let ratio = Ratios {
+            submit: few.submit / many.submit,
+            claim: few.claim / many.claim,
+            drain: few.drain / many.drain,
         };
         output::note(format!(
             "round {n} of {rounds}: submits {:.2}, claims {:.2}, drains {:.2} times as fast",
@@ -122,7 +140,7 @@ async fn compare(shallow: &Server, deep: &Server, rounds: usize) -> Result<Rates
         ));
         ratios.push(ratio);
     }
-    Ok(Rates {
+    Ok(Ratios {
         submit: median(&ratios, |r| r.submit),
         claim: median(&ratios, |r| r.claim),
         drain: median(&ratios, |r| r.drain),
@@ -130,34 +148,39 @@ async fn compare(shallow: &Server, deep: &Server, rounds: usize) -> Result<Rates
 }
 
 /// As many come as go, so that the queue stays as full as it is.
-async fn round(server: &Server) -> Result<Rates, Error> {
-    let jobs = make_jobs(PER_ROUND)?;
-    let begun = Instant::now();
-    server.queue.submit(&jobs).await.map_err(failed)?;
-    let submit = rate(PER_ROUND, begun);
+async fn turn(server: &Server, times: &mut Times) -> Result<(), Error> {
+    submit(server, times).await?;
     let mut runner = open(&server.queue, &unique(), SLOTS).await?;
     let begun = Instant::now();
-    drain(&mut runner, PER_ROUND).await?;
-    let drain = rate(PER_ROUND, begun);
+    drain(&mut runner, PER_TURN).await?;
+    times.drain += begun.elapsed().as_secs_f64();
     runner.close().await;
-    Ok(Rates { submit, claim: claim(server).await?, drain })
+    submit(server, times).await?;
+    claim(server, times).await
+}
+
+async fn submit(server: &Server, times: &mut Times) -> Result<(), Error> {
+    let jobs = make_jobs(PER_TURN)?;
+    let begun = Instant::now();
+    server.queue.submit(&jobs).await.map_err(failed)?;
+    times.submit += begun.elapsed().as_secs_f64();
+    Ok(())
 }
 
 /// All are claimed before the first is ended.
-async fn claim(server: &Server) -> Result<f64, Error> {
-    server.queue.submit(&make_jobs(PER_ROUND)?).await.map_err(failed)?;
-    let mut runner = open(&server.queue, &unique(), PER_ROUND).await?;
+async fn claim(server: &Server, times: &mut Times) -> Result<(), Error> {
+    let mut runner = open(&server.queue, &unique(), PER_TURN).await?;
     let begun = Instant::now();
     let mut leases = Vec::new();
-    while leases.len() < PER_ROUND {
+    while leases.len() < PER_TURN {
         leases.push(next(&mut runner).await?);
     }
-    let claim = rate(PER_ROUND, begun);
+    times.claim += begun.elapsed().as_secs_f64();
     // Each that ends would make room for one more.
     runner.drain();
     finish(leases).await?;
     runner.close().await;
-    Ok(claim)
+    Ok(())
 }
 
 fn unique() -> String {
@@ -170,7 +193,7 @@ async fn memory(server: &Server) -> Result<f64, Error> {
     Ok(usage.memory as f64 / f64::from(1 << 30))
 }
 
-fn median(rounds: &[Rates], of: impl Fn(&Rates) -> f64) -> f64 {
+fn median(rounds: &[Ratios], of: impl Fn(&Ratios) -> f64) -> f64 {
     let mut values: Vec<f64> = rounds.iter().map(of).collect();
     values.sort_unstable_by(f64::total_cmp);
     values[values.len() / 2]

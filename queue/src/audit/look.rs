@@ -8,7 +8,7 @@ use redis::{FromRedisValue, Value};
 use rhizome_model::JobId;
 
 use crate::link::Link;
-use crate::{QueueError, keys, stored};
+use crate::{QueueError, keys, record, stored};
 
 /// More than a node of a test ever holds in one place.
 const MOST: usize = 1_000_000;
@@ -23,6 +23,8 @@ pub(super) struct Look {
     pub(super) more: BTreeMap<JobId, More>,
     pub(super) lanes: BTreeMap<String, Lane>,
     pub(super) listed: BTreeSet<String>,
+    /// Of lanes: both ways.
+    pub(super) numbers: BTreeMap<String, String>,
     pub(super) delayed: BTreeSet<String>,
     pub(super) waited: BTreeMap<String, String>,
     pub(super) unique: BTreeMap<String, String>,
@@ -46,9 +48,11 @@ pub(super) struct Lane {
 
 impl Look {
     pub(super) async fn at(link: &Link) -> Result<Self, QueueError> {
-        let [_, _, load, _, _, delayed, waited, releases, unique, _, lanes, _] = keys::SHARED;
+        let [_, _, load, _, _, delayed, waited, releases, unique, _, lanes, _, numbers] =
+            keys::SHARED;
         let mut look = Self {
             listed: ask(link, "SMEMBERS", &[lanes]).await?,
+            numbers: ask(link, "HGETALL", &[numbers]).await?,
             delayed: ask(link, "ZRANGE", &[delayed, "0", "-1"]).await?,
             waited: ask(link, "HGETALL", &[waited]).await?,
             unique: ask(link, "HGETALL", &[unique]).await?,
@@ -82,9 +86,9 @@ impl Look {
         let expires = async || Ok::<_, QueueError>(ask::<i64>(link, "TTL", &[key]).await? >= 0);
         match kind {
             "job" => {
-                let text: Option<String> = ask(link, "GET", &[key]).await?;
-                let record = (text.unwrap_or_default(), expires().await?);
-                self.records.insert(id(name)?, record);
+                let id = id(name)?;
+                let text = record::text(link, id).await?.unwrap_or_default();
+                self.records.insert(id, (text, expires().await?));
             }
             "more" => {
                 let more = (ask(link, "HGETALL", &[key]).await?, expires().await?);

@@ -1,5 +1,5 @@
 -- Jobs. A job is known by a string, its record:
---   q LANE ENTRY     it waits in a lane or runs: the lane's group knows which
+--   q LANE ENTRY     it waits in a lane or runs: the lane's group knows which; mostly as a number
 --   d LANE           it is delayed; LANE is the one of its account
 --   w LANE           it waits for other jobs
 --   e STATE ATTEMPTS BEGUN ENDED ENTRY OWNER\nOUTCOME\nPAYLOAD    it has ended
@@ -11,7 +11,7 @@
 local function state_of(record)
   local kind = string.sub(record, 1, 1)
   if kind == 'e' then return (string.match(record, '^e (%a+)')) end
-  return kind
+  return string.find(kind, '%d') and 'q' or kind
 end
 
 local function ended(record) return record and string.sub(record, 1, 1) == 'e' end
@@ -132,7 +132,7 @@ end
 local function start(s, q, home, j, value, starts_at)
   if starts_at > s.at then return delay(s, j, value, starts_at) end
   local lane, entry = put(s, q, home, value)
-  redis.call('SET', j.record, 'q ' .. lane .. ' ' .. entry)
+  redis.call('SET', j.record, record_at(s, lane, entry))
   redis.call('HDEL', j.more, 'j')
 end
 
@@ -183,6 +183,13 @@ local function submit_special(s, q, home, record, KEYS, k, value, o)
   else
     start(s, q, home, j, value, o.starts_at or 0)
   end
+end
+
+-- A record, in words. KEYS: record, the numbers of lanes
+local function record(KEYS)
+  local text = redis.call('GET', KEYS[1])
+  local lane, entry = place_in({ numbers = KEYS[2] }, text or '')
+  return lane and 'q ' .. lane .. ' ' .. entry or text
 end
 
 -- The queues and lanes in the arguments from `a` and `k`: queues, then lanes.
@@ -248,7 +255,7 @@ local function submit_jobs(s, KEYS, k, ARGV, a, anew)
       local lane, entry = put(s, home.queue, home, value)
       ours[record] = true
       new[#new+1] = record
-      new[#new+1] = 'q ' .. lane .. ' ' .. entry
+      new[#new+1] = record_at(s, lane, entry)
     end
     a = a + 3
   end

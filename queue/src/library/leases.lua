@@ -22,7 +22,7 @@ end
 local function withdraw_from(s, j, lane, record, state, outcome, only_unbegun)
   local kind, value = state_of(record), nil
   if kind == 'q' then
-    local name, entry = string.match(record, '^q (%S+) (%S+)$')
+    local name, entry = place_in(s, record)
     local p = redis.call('XPENDING', lane, GROUP, entry, entry, 1)
     if #p > 0 then
       if state == 'cancelled' and not only_unbegun and redis.call('HSETNX', j.more, 'c', 1) == 1 then
@@ -55,7 +55,7 @@ local function withdraw(KEYS, ARGV)
   local record = redis.call('GET', j.record)
   if not record then return 'unknown' end
   if ended(record) then return state_of(record) end
-  local name = string.match(record, '^q (%S+) ')
+  local name = place_in(s, record)
   if name and name ~= ARGV[JOB_ARGS+1] then return 'moved' end
   local word, only_unbegun = ARGV[JOB_ARGS+2], ARGV[JOB_ARGS+2] == 'unbegun'
   local state = withdraw_from(s, j, KEYS[SHARED+JOB_KEYS+1], record, only_unbegun and 'cancelled' or word,
@@ -93,7 +93,7 @@ local function give_back(KEYS, ARGV)
         else
           if died then remember(s, j.more, l, 'died', '') end
           local name, new = put(s, home.queue, home, with_attempts(l.value, attempts), true)
-          redis.call('SET', j.record, 'q ' .. name .. ' ' .. new)
+          redis.call('SET', j.record, record_at(s, name, new))
         end
       end
     end
@@ -119,7 +119,7 @@ local function promote(KEYS, ARGV)
       if value and string.sub(redis.call('GET', record) or '', 1, 1) == 'd' then
         count_delayed(s, home.queue.name, value, -1)
         local lane, entry = put(s, home.queue, home, value)
-        redis.call('SET', record, 'q ' .. lane .. ' ' .. entry)
+        redis.call('SET', record, record_at(s, lane, entry))
         redis.call('HDEL', more, 'j')
         promoted = promoted + 1
       end

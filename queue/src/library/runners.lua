@@ -82,6 +82,7 @@ local function tidy(KEYS, ARGV)
       if s.at - tonumber(string.match(last, '^%d+')) > tonumber(ARGV[1]) then
         redis.call('DEL', lane)
         redis.call('SREM', s.lanes, ARGV[i])
+        free_number(s, ARGV[i])
         gone = gone + 1
       end
     end
@@ -115,11 +116,12 @@ local function shelve(KEYS, ARGV)
     local home, entry, record = homes[tonumber(ARGV[a])], ARGV[a+1], KEYS[k]
     local q = home.queue
     local e = redis.call('XRANGE', q.ready, entry, entry)
-    local here = redis.call('GET', record) == 'q ' .. q.name .. ':r ' .. entry
+    local there, its = place_in(s, redis.call('GET', record) or '')
+    local here = there == q.name .. ':r' and its == entry
     if is_stopped(s, q) and here and e[1] and #redis.call('XPENDING', q.ready, GROUP, entry, entry, 1) == 0 then
       redis.call('XDEL', q.ready, entry)
       local name, new = put(s, q, home, with_attempts(e[1][2][2], attempts_of(e[1][2][2])), true)
-      redis.call('SET', record, 'q ' .. name .. ' ' .. new)
+      redis.call('SET', record, record_at(s, name, new))
       moved = moved + 1
     end
     k = k + 1

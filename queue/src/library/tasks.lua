@@ -248,7 +248,7 @@ local function supersede(s, j, lane, lane_name, outcome)
   local record = redis.call('GET', j.record)
   if not record then return 'unknown' end
   if ended(record) then return 'ended' end
-  local name = string.match(record, '^q (%S+) ')
+  local name = place_in(s, record)
   if name and name ~= lane_name then return 'moved' end
   return withdraw_from(s, j, lane, record, 'cancelled', outcome)
 end

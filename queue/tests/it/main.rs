@@ -14,6 +14,7 @@ mod journal;
 mod leases;
 mod model;
 mod operations;
+mod places;
 mod reservations;
 mod restart;
 mod storm;
