@@ -86,7 +86,10 @@ impl Queue {
             loop {
                 if let Err(error) = self.maintain_once(&options, &mut failures).await {
                     failures += 1;
-                    tracing::warn!(%error, failures, "upkeep of the queue waits for redis-server");
+                    // redis-server may take minutes to read its file.
+                    if failures.is_power_of_two() {
+                        tracing::warn!(%error, failures, "upkeep of the queue waits for redis-server");
+                    }
                     tokio::time::sleep(jittered(RECONNECT, failures)).await;
                 }
             }

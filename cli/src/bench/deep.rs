@@ -50,16 +50,18 @@ pub(super) async fn run(jobs: usize, rounds: usize, globals: &Globals) -> Result
             misuse(format!("--deep takes {SHALLOW} jobs or more, --rounds one or more")).into()
         );
     }
-    let (shallow, _few) = filled(SHALLOW).await?;
-    let (mut deep, _many) = filled(jobs).await?;
+    let (shallow, _upkeep) = filled(SHALLOW).await?;
+    let (mut deep, upkeep) = filled(jobs).await?;
     let memory = memory(&deep).await?;
     let busy = compare(&shallow, &deep, rounds).await?;
     let mut chores_s = at_rest(&deep).await?;
     let before = compare(&shallow, &deep, rounds).await?;
     output::note("restart");
+    drop(upkeep);
     let begun = Instant::now();
     deep.restart().await?;
     let restart_s = begun.elapsed().as_secs_f64();
+    let _upkeep_again = keep_up(&deep);
     chores_s += at_rest(&deep).await?;
     let after = compare(&shallow, &deep, rounds).await?;
     let kept: u64 = deep.queue.stats().await.map_err(failed)?.iter().map(|q| q.ready).sum();
@@ -94,16 +96,22 @@ pub(super) async fn run(jobs: usize, rounds: usize, globals: &Globals) -> Result
 async fn filled(jobs: usize) -> Result<(Server, DropGuard), Error> {
     output::note(format!("fills a queue with {jobs} jobs"));
     let server = Server::start(Durability::Everysec).await?;
-    let (queue, stop) = (server.queue.clone(), CancellationToken::new());
-    let stopped = stop.clone();
-    tokio::spawn(async move { queue.maintain(stopped).await });
+    let upkeep = keep_up(&server);
     let mut left = jobs;
     while left > 0 {
         let some = left.min(FILL);
         server.queue.submit(&make_jobs(some)?).await.map_err(failed)?;
         left -= some;
     }
-    Ok((server, stop.drop_guard()))
+    Ok((server, upkeep))
+}
+
+/// Until the guard is dropped.
+fn keep_up(server: &Server) -> DropGuard {
+    let (queue, stop) = (server.queue.clone(), CancellationToken::new());
+    let stopped = stop.clone();
+    tokio::spawn(async move { queue.maintain(stopped).await });
+    stop.drop_guard()
 }
 
 /// Waits until it does nothing besides its work, as one that was filled or started does for a while.

@@ -48,22 +48,24 @@ local function make_lane(s, name, key)
   end
 end
 
--- A record says where its job is as `q LANE ENTRY`, or as one number: that of the lane, 13 digits of the
--- entry's time, 3 of its number there. redis-server keeps a number in 16 bytes, a text of that length
--- in 56; and the record of an ended job takes such 16 bytes, too. So a job that ends leaves no hole in
--- the heap; after a restart, when records lie in no order, new ones had to fill such holes one by one.
+-- A record says where its job is as `q LANE ENTRY`, or as one number: 3 digits for the lane, 13 of the
+-- entry's time, up to 3 of its number there. redis-server keeps a number in 16 bytes, a text of that
+-- length in 56; and the record of an ended job takes such 16 bytes, too. So a job that ends leaves no
+-- hole in the heap; after a restart, when records lie in no order, new ones had to fill such holes one
+-- by one.
 --
 -- A hash has the number of a lane under its name, and the name under the number; under `+` the highest
 -- number so far, under `-` those that are free again.
-local MOST_NUMBERS = 921 -- so that it all fits into 63 bits
+local FIRST_NUMBER, LAST_NUMBER = 100, 921 -- so that all fits into 63 bits
 
 local function new_number(s, name)
   local number, rest = string.match(redis.call('HGET', s.numbers, '-') or '', '^(%d+) (.*)$')
   if number then
     redis.call('HSET', s.numbers, '-', rest)
   else
-    number = tonumber(redis.call('HGET', s.numbers, '+') or 0) + 1
-    if number > MOST_NUMBERS then return false end
+    local next_one = (redis.call('HGET', s.numbers, '+') or FIRST_NUMBER - 1) + 1
+    if next_one > LAST_NUMBER then return false end
+    number = int(next_one)
     redis.call('HSET', s.numbers, '+', number)
   end
   redis.call('HSET', s.numbers, name, number, number, name)
@@ -71,10 +73,12 @@ local function new_number(s, name)
 end
 
 local function number_of(s, name)
-  if s.known_numbers[name] == nil then
-    s.known_numbers[name] = redis.call('HGET', s.numbers, name) or new_number(s, name)
+  local number = s.known_numbers[name]
+  if number == nil then
+    number = redis.call('HGET', s.numbers, name) or new_number(s, name)
+    s.known_numbers[name] = number
   end
-  return s.known_numbers[name]
+  return number
 end
 
 -- No record names the lane any more.
@@ -87,19 +91,19 @@ end
 
 -- The record of a job that is in a lane.
 local function record_at(s, lane, entry)
-  local number, dash = number_of(s, lane), string.find(entry, '-', 1, true)
-  local nth = string.sub(entry, dash + 1)
-  if not number or dash ~= 14 or #nth > 3 then return 'q ' .. lane .. ' ' .. entry end
-  return number .. string.sub(entry, 1, 13) .. string.sub('00', #nth) .. nth
+  local sub = string.sub
+  local number = number_of(s, lane)
+  if not number or #entry > 17 or string.byte(entry, 14) ~= 45 then return 'q ' .. lane .. ' ' .. entry end
+  return number .. sub(entry, 1, 13) .. sub(entry, 15)
 end
 
 -- The lane and the entry in a record; nil when the job is in none.
 local function place_in(s, record)
   local lane, entry = string.match(record, '^q (%S+) (%S+)$')
   if lane then return lane, entry end
-  local number, time, nth = string.match(record, '^(%d+)(%d%d%d%d%d%d%d%d%d%d%d%d%d)(%d%d%d)$')
-  lane = number and redis.call('HGET', s.numbers, number)
-  if lane then return lane, time .. '-' .. tonumber(nth) end
+  if not string.match(record, '^%d+$') then return nil end
+  lane = redis.call('HGET', s.numbers, string.sub(record, 1, 3))
+  if lane then return lane, string.sub(record, 4, 16) .. '-' .. string.sub(record, 17) end
 end
 
 -- Whether `owner` holds the entry, in the delivery that it was given. Second: since when, in ms.
