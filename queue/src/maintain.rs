@@ -68,6 +68,8 @@ struct Watch {
     /// Since when redis-server has been there without a break.
     since: Instant,
     swept: Option<Instant>,
+    /// Whether redis-server lets us set how often it ticks.
+    may_pace: bool,
     /// Silent runners whose jobs are on their way back. A process that the kernel does not let die
     /// holds up nobody else's.
     lost: JoinSet<String>,
@@ -110,6 +112,7 @@ impl Queue {
             control,
             since: Instant::now(),
             swept: None,
+            may_pace: true,
             lost: JoinSet::new(),
             being_lost: HashSet::new(),
         };
@@ -124,7 +127,7 @@ impl Queue {
                     self.give_up_silent(options, &mut watch).await?;
                     self.sweep(options).await?;
                 }
-                self.keep_pace().await?;
+                watch.keep_pace(self).await;
             }
             let next_sweep =
                 watch.swept.map_or(options.sweep, |at| options.sweep.saturating_sub(at.elapsed()));
@@ -335,6 +338,16 @@ impl Queue {
 }
 
 impl Watch {
+    /// Nothing else waits for it: where it cannot be set, all is as right, and slower for longer.
+    async fn keep_pace(&mut self, queue: &Queue) {
+        if self.may_pace
+            && let Err(error) = queue.keep_pace().await
+        {
+            self.may_pace = false;
+            tracing::warn!(%error, "redis-server's setting hz stays as it is");
+        }
+    }
+
     /// Sleeps, but not through news that are for us.
     async fn sleep(&mut self, pause: Duration) -> redis::RedisResult<()> {
         let until = Instant::now() + pause;

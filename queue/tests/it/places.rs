@@ -111,6 +111,31 @@ async fn a_record_in_words_is_as_good() {
     assert!(queue.audit().await.unwrap().faults.is_empty());
 }
 
+/// With more than a million keys.
+async fn fill(wire: &mut Wire) {
+    let fill = "for i = 1, 10000 do redis.call('SET', ARGV[1] .. i, 1) end";
+    for part in 0..101 {
+        let () = ask(wire, &["EVAL", fill, "0", &format!("{part} ")]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_may_not_tick_more_often_loses_no_runner() {
+    let server = Server::start();
+    let (queue, mut wire) = (server.queue().await, server.wire().await);
+    fill(&mut wire).await;
+    let () = ask(&mut wire, &["ACL", "SETUSER", "default", "-config|set"]).await;
+    let _upkeep = maintain(&queue);
+    let job = job("volume");
+    queue.submit(std::slice::from_ref(&job)).await.unwrap();
+    let mut lost = queue.runner(options("lost", 1)).await.unwrap();
+    let _lease = take(&mut lost).await;
+    drop(lost);
+    let mut next = queue.runner(options("next", 1)).await.unwrap();
+    let again = take(&mut next).await;
+    assert_eq!((again.job.id, again.attempt), (job.id, 2));
+}
+
 #[tokio::test]
 async fn redis_server_ticks_more_often_while_it_has_many_keys() {
     let server = Server::start();
@@ -120,10 +145,7 @@ async fn redis_server_ticks_more_often_while_it_has_many_keys() {
         ask::<Vec<String>>(wire, &["CONFIG", "GET", "hz"]).await.swap_remove(1)
     };
     assert_eq!(ticks(&mut wire).await, "10");
-    let fill = "for i = 1, 10000 do redis.call('SET', ARGV[1] .. i, 1) end";
-    for part in 0..101 {
-        let () = ask(&mut wire, &["EVAL", fill, "0", &format!("{part} ")]).await;
-    }
+    fill(&mut wire).await;
     until("it ticks more often", async || ticks(&mut wire).await == "100").await;
     let () = ask(&mut wire, &["FLUSHALL", "ASYNC"]).await;
     until("it is calm again", async || ticks(&mut wire).await == "10").await;
