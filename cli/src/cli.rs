@@ -199,6 +199,15 @@ impl Command {
         }
     }
 
+    /// Whether it shares its machine with the redis-server that it talks to all the time.
+    pub fn is_beside_redis(&self) -> bool {
+        match self {
+            Self::Supervisor(_) | Self::Runner(_) => true,
+            Self::Bench(args) => args.is_of_a_queue(),
+            _ => false,
+        }
+    }
+
     /// Whether it goes on until it is told to stop: then it says what it does.
     pub fn is_service(&self) -> bool {
         match self {

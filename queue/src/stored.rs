@@ -49,6 +49,15 @@ pub(crate) fn job_of(id: JobId, payload: &str) -> Result<Job, serde_json::Error>
     serde_json::from_str(&json)
 }
 
+/// What is no text is kept as far as it is: it will be refused as JSON, with the reason. Nearly always it
+/// is one, and to see that is cheaper than to look for the parts that are not.
+fn text_of(payload: &[u8]) -> Arc<str> {
+    match str::from_utf8(payload) {
+        Ok(text) => text.into(),
+        Err(_) => String::from_utf8_lossy(payload).into(),
+    }
+}
+
 impl Content {
     pub(crate) fn decode(value: &[u8]) -> Option<Self> {
         let (attempts, rest) = value.split_first_chunk::<2>()?;
@@ -57,7 +66,7 @@ impl Content {
             id: JobId(*id),
             before: u32::from(u16::from_be_bytes(*attempts) & !MOVED),
             moved: u16::from_be_bytes(*attempts) & MOVED != 0,
-            payload: String::from_utf8_lossy(payload).into(),
+            payload: text_of(payload),
             account: None,
         })
     }

@@ -38,6 +38,13 @@ enum What {
     Submit(submit::Args),
 }
 
+impl Args {
+    /// Whether it is what a supervisor and its runners do on a node.
+    pub fn is_of_a_queue(&self) -> bool {
+        matches!(self.what, What::Queue(_))
+    }
+}
+
 pub async fn run(args: Args, globals: &Globals) -> Result<ExitCode, Error> {
     match args.what {
         What::Ledger(args) => Box::pin(ledger::run(args, globals)).await,

@@ -235,74 +235,98 @@ local function held_between(lane, first, last, owner)
   return held, #rows < LOOK
 end
 
--- What has ended, of the jobs of one group: the entries leave their lane.
-local function leave_all(s, g)
-  if #g.over == 0 then return end
-  redis.call('XACK', g.lane, GROUP, unpack(g.over))
-  redis.call('XDEL', g.lane, unpack(g.over))
-  if is_limited(s) then wake(s) end
-  count(s, g.queue, g.account, g.state, #g.over)
-end
-
--- What piled up of finishes of jobs that have nothing special; each is judged by itself. A group has
--- the lane, the account, the state and the attempt in common.
--- KEYS: shared, a lane per group, then a record per lease
--- ARGV: owner, groups, then per group: its queue, account, state, attempt, first and last entry;
---       then per lease: its group, entry, outcome and payload
--- Reply: places of those that are not the owner's to end
-local function finish_many(KEYS, ARGV)
-  local s = shared(KEYS)
-  local owner, groups, a = ARGV[1], {}, 3
-  for i = 1, tonumber(ARGV[2]) do
-    local g = { lane = KEYS[SHARED+i], queue = ARGV[a], account = ARGV[a+1], state = ARGV[a+2], over = {} }
-    g.held, g.whole = held_between(g.lane, ARGV[a+4], ARGV[a+5], owner)
-    g.head = 'e ' .. g.state .. ' ' .. ARGV[a+3] .. ' '
-    groups[i] = g
-    a = a + 6
-  end
-  local fenced, news, states = {}, {}, {}
-  local base, at = SHARED + #groups, s.at
-  local ended_at, by = ' ' .. at .. ' ', ' ' .. owner .. '\n'
-  local id_at = #KEYS[#KEYS] - 31
+-- Ends the jobs of one group that `owner` holds, each judged by itself: their records stand in KEYS after
+-- k, their entries and outcomes in ARGV from a on. The others are missed; of those the ones that are not
+-- the owner's to end are fenced, too.
+local function finish_group(s, owner, g, KEYS, k, ARGV, a, missed, fenced)
   local call = redis.call
+  local held, whole = held_between(g.lane, g.first, g.last, owner)
+  local head, middle, by = 'e ' .. g.state .. ' ' .. g.attempt .. ' ', ' ' .. s.at .. ' ', ' ' .. owner .. '\n'
   -- Most leases of a batch began at the same few times.
-  local times = {}
-  for k = base + 1, #KEYS do
-    local g, entry, record = groups[tonumber(ARGV[a])], ARGV[a+1], KEYS[k]
-    local idle = g.held[entry]
-    if not idle and not g.whole then
+  local heads, over = {}, {}
+  for n = k + 1, k + g.leases do
+    local entry, record = ARGV[a], KEYS[n]
+    local idle = held[entry]
+    if not idle and not whole then
       local is_held, since = holds(g.lane, entry, owner)
       idle = is_held and since
     end
     if idle then
-      local time = times[idle]
-      if not time then
-        time = (at - idle) .. ended_at
-        times[idle] = time
+      local begun = heads[idle]
+      if not begun then
+        begun = head .. (s.at - idle) .. middle
+        heads[idle] = begun
       end
-      call('SET', record, g.head .. time .. entry .. by .. ARGV[a+2], 'EX', RECORD_TTL)
-      news[#news+1] = string.sub(record, id_at)
-      states[#states+1] = g.state
-      g.over[#g.over+1] = entry
-    elseif not ended_by(call('GET', record), entry, owner) then
-      fenced[#fenced+1] = k - base
+      call('SET', record, begun .. entry .. by .. ARGV[a+1], 'EX', RECORD_TTL)
+      over[#over+1] = entry
+    else
+      missed[n] = true
+      if not ended_by(call('GET', record), entry, owner) then fenced[#fenced+1] = n end
     end
-    a = a + 3
+    a = a + 2
   end
-  for _, g in ipairs(groups) do leave_all(s, g) end
-  if #news > 0 then
-    call('XADD', s.done, 'MAXLEN', '~', DONE_KEPT, '*', 'i', table.concat(news, ' '))
-    if call('EXISTS', s.waited) == 1 then
-      for n, others in ipairs(call('HMGET', s.waited, unpack(news))) do
-        if others then
-          call('XADD', s.releases, '*', 'i', news[n], 's', states[n])
-          if not s.released then tell(s, 'k', 'released') end
-          s.released = true
-        end
+  if #over == 0 then return end
+  call('XACK', g.lane, GROUP, unpack(over))
+  call('XDEL', g.lane, unpack(over))
+  if is_limited(s) then wake(s) end
+  count(s, g.queue, g.account, g.state, #over)
+end
+
+-- The ids and the states of what ended of these groups, whose records stand in KEYS after k.
+local function ended_of(groups, KEYS, k, missed)
+  local ids, states = {}, {}
+  for _, g in ipairs(groups) do
+    for n = k + 1, k + g.leases do
+      if not missed[n] then
+        ids[#ids+1] = string.sub(KEYS[n], -32)
+        states[#states+1] = g.state
       end
     end
+    k = k + g.leases
   end
+  return ids, states
+end
+
+-- Others may have waited for these.
+local function release_all(s, ids, states)
+  if #ids == 0 then return end
+  for n, others in ipairs(redis.call('HMGET', s.waited, unpack(ids))) do
+    if others then
+      redis.call('XADD', s.releases, '*', 'i', ids[n], 's', states[n])
+      if not s.released then tell(s, 'k', 'released') end
+      s.released = true
+    end
+  end
+end
+
+-- What piled up of finishes of jobs that have nothing special. A group has the lane, the account, the
+-- state and the attempt in common.
+-- KEYS: shared, a lane per group, then a record per lease, group by group
+-- ARGV: owner, groups, the ids of all jobs, then per group: its queue, account, state, attempt, first and
+--       last entry, leases; then per lease: its entry, outcome and payload
+-- Reply: places of those that are not the owner's to end
+local function finish_many(KEYS, ARGV)
+  local s = shared(KEYS)
+  local groups, news, k, a = {}, ARGV[3], SHARED + tonumber(ARGV[2]), 4
+  for i = SHARED + 1, k do
+    groups[#groups+1] = { lane = KEYS[i], queue = ARGV[a], account = ARGV[a+1], state = ARGV[a+2],
+      attempt = ARGV[a+3], first = ARGV[a+4], last = ARGV[a+5], leases = tonumber(ARGV[a+6]) }
+    a = a + 7
+  end
+  local missed, fenced, next_one = {}, {}, k
+  for _, g in ipairs(groups) do
+    finish_group(s, ARGV[1], g, KEYS, next_one, ARGV, a, missed, fenced)
+    next_one, a = next_one + g.leases, a + 2 * g.leases
+  end
+  local are_waited_for = redis.call('EXISTS', s.waited) == 1
+  if next(missed) or are_waited_for then
+    local ids, states = ended_of(groups, KEYS, k, missed)
+    news = table.concat(ids, ' ')
+    if are_waited_for then release_all(s, ids, states) end
+  end
+  if news ~= '' then redis.call('XADD', s.done, 'MAXLEN', '~', DONE_KEPT, '*', 'i', news) end
   settle(s)
+  for i, n in ipairs(fenced) do fenced[i] = n - k end
   return fenced
 end
 

@@ -4,6 +4,8 @@
 //! until something comes. A read that blocks on several of them may bring one job of each, more than
 //! there are slots; what is too much goes back at once, so that it waits for nobody here.
 
+mod grant;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use redis::{ErrorKind, RedisError, RedisResult, Value};
 use rhizome_model::{Code, Failure, Job, Outcome};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use self::grant::Grant;
 use super::Shared;
 use super::lease::{Hold, Lease};
 use crate::backoff::{RECONNECT, jittered};
@@ -24,6 +27,9 @@ use crate::{BATCH, keys};
 
 /// Claims in a row for accounts that the one before had not known.
 const ROUNDS: usize = 3;
+/// Leases that are made in a row: those who work on the first of a large claim begin, and end, while
+/// the last are made, so that redis-server has something to do.
+const UNINTERRUPTED: usize = 32;
 
 /// The claimer's own connection, where nothing else stands in line, and its name for `CLIENT UNBLOCK`.
 struct Reader {
@@ -94,22 +100,6 @@ struct Claimer {
     pause: Duration,
 }
 
-/// What a runner may read itself.
-struct Grant {
-    account: String,
-    count: usize,
-    lanes: Vec<String>,
-}
-
-impl Grant {
-    fn read(value: Value) -> Option<Self> {
-        let [account, count, lanes] = <[Value; 3]>::try_from(array(value)).ok()?;
-        let Value::Int(count) = count else { return None };
-        let account = stored::text(account)?;
-        Some(Self { account, count: count.try_into().ok()?, lanes: words(lanes) })
-    }
-}
-
 impl Claimer {
     fn new(shared: Arc<Shared>, leases: mpsc::UnboundedSender<Lease>) -> Self {
         let lines = vec![Vec::new(); shared.options.queues.len()];
@@ -145,23 +135,25 @@ impl Claimer {
         if self.reader.is_none() {
             self.reader = Some(Reader::open(&shared).await?);
         }
-        if std::mem::take(&mut self.look_first) {
-            let given = self.take_turns(free.num_permits()).await?;
-            if !given.is_empty() {
-                self.look_first = true;
-                return self.deliver(given, free).await;
-            }
+        let given = if std::mem::take(&mut self.look_first) {
+            self.take_turns(&mut free).await?
+        } else {
+            0
+        };
+        if given == 0 {
+            let came = self.wait_for_jobs(free.num_permits().min(BATCH)).await?;
+            self.deliver(came, &mut free).await;
         }
-        let came = self.wait_for_jobs(free.num_permits().min(BATCH)).await?;
         self.look_first = true;
-        self.deliver(came, free).await
+        self.shared.held.claim_answered();
+        Ok(())
     }
 
-    /// What may start now, account by account in turn.
-    async fn take_turns(&mut self, count: usize) -> RedisResult<Vec<(Place, Content)>> {
-        let mut given = Vec::new();
+    /// What may start now, account by account in turn. How many jobs.
+    async fn take_turns(&mut self, free: &mut OwnedSemaphorePermit) -> RedisResult<usize> {
+        let (count, mut given) = (free.num_permits(), 0);
         for _ in 0..ROUNDS {
-            let call = self.claim_call(count - given.len());
+            let call = self.claim_call(count - given);
             // Asked once: an answer that is lost is found by the comparison that follows an error.
             let link = &self.shared.queue.link;
             let reader = &mut self.reader.as_mut().ok_or_else(no_reader)?.connection;
@@ -180,55 +172,23 @@ impl Claimer {
                 .collect();
             let lines: Vec<Vec<String>> =
                 reply.by_ref().take(self.lines.len()).map(words).collect();
-            given.extend(reply.filter_map(stored::entries).flat_map(placed));
+            let taken: Vec<_> = reply.filter_map(stored::entries).flat_map(placed).collect();
+            given += taken.len();
+            self.deliver(taken, free).await;
             let known = std::mem::replace(&mut self.lines, lines);
             self.short.clear();
             for grant in grants {
-                self.read(grant, &mut given).await?;
+                given += self.read(grant, free).await?;
             }
             let grew = self.lines.iter().zip(known).any(|(now, then)| {
                 let mut now = now.iter();
                 now.any(|account| !then.contains(account))
             });
-            if !grew || given.len() >= count {
+            if !grew || given >= count {
                 break;
             }
         }
         Ok(given)
-    }
-
-    /// Reads what was granted. Where there is less, the account's turn may be over: the next claim
-    /// sees to that.
-    async fn read(&mut self, grant: Grant, given: &mut Vec<(Place, Content)>) -> RedisResult<()> {
-        let mut left = grant.count;
-        for lane in grant.lanes {
-            let mut read = redis::cmd("XREADGROUP");
-            read.arg("GROUP").arg(keys::GROUP).arg(&self.shared.options.name);
-            read.arg("COUNT").arg(left).arg("STREAMS").arg(&lane).arg(">");
-            // Should the queue have been stopped since the grant, what is read does not start.
-            let queue = keys::queue_of(keys::lane_name(&lane)).to_owned();
-            let mut look = redis::pipe();
-            look.add_command(read).cmd("HEXISTS").arg(keys::SETTINGS).arg(format!("m {queue}"));
-            let reader = &mut self.reader.as_mut().ok_or_else(no_reader)?.connection;
-            let (reply, stopped): (Value, bool) = look.query_async(reader).await?;
-            let before = given.len();
-            let read = array(reply).into_iter().filter_map(stored::entries).flat_map(placed);
-            if stopped {
-                let back = read.map(|(place, content)| {
-                    let identity = identity(&content, &place.lane);
-                    (place, identity)
-                });
-                self.shelve(back.collect()).await;
-                return Ok(());
-            }
-            given.extend(read);
-            left -= (given.len() - before).min(left);
-            if left == 0 {
-                return Ok(());
-            }
-        }
-        self.short.push(grant.account);
-        Ok(())
     }
 
     fn claim_call(&self, count: usize) -> Call {
@@ -292,13 +252,12 @@ impl Claimer {
     }
 
     /// Makes leases of entries; gives back those for which no slot is free.
-    async fn deliver(
-        &mut self,
-        entries: Vec<(Place, Content)>,
-        mut free: OwnedSemaphorePermit,
-    ) -> RedisResult<()> {
+    async fn deliver(&self, entries: Vec<(Place, Content)>, free: &mut OwnedSemaphorePermit) {
         let mut surplus = Vec::new();
-        for (place, content) in entries {
+        for (n, (place, content)) in entries.into_iter().enumerate() {
+            if n % UNINTERRUPTED == UNINTERRUPTED - 1 {
+                tokio::task::yield_now().await;
+            }
             let draining = self.shared.drain.is_cancelled();
             match free.split(1) {
                 Some(slot) if !draining => {
@@ -313,9 +272,7 @@ impl Claimer {
                 }
             }
         }
-        self.shared.held.claim_answered();
         self.shelve(surplus).await;
-        Ok(())
     }
 
     /// Hands a lease to the taker of jobs, unless the job's deadline is over; what cannot be read

@@ -1,5 +1,6 @@
 //! Finishes of jobs that have nothing special, which go together: [`crate::batch`].
 
+use std::fmt::Write;
 use std::sync::Arc;
 
 use rhizome_model::{JobId, Outcome};
@@ -51,38 +52,59 @@ impl Ending {
     }
 }
 
-/// Which of so many were ours to end, by the places (from 1) of those that were not.
-pub(super) fn judge(endings: usize, fenced: &[usize]) -> Vec<bool> {
-    (1..=endings).map(|place| !fenced.contains(&place)).collect()
+/// Which of these were ours to end, by the places (from 1) in the call of those that were not.
+pub(super) fn judge(endings: &[Ending], fenced: &[usize]) -> Vec<bool> {
+    let mut ours = vec![true; endings.len()];
+    if fenced.is_empty() {
+        return ours;
+    }
+    let order: Vec<usize> = groups(endings).into_iter().flat_map(|group| group.members).collect();
+    for place in fenced {
+        if let Some(ending) = place.checked_sub(1).and_then(|place| order.get(place)) {
+            ours[*ending] = false;
+        }
+    }
+    ours
 }
 
 pub(super) fn call(owner: &str, endings: &[Ending]) -> Call {
-    let mut groups: Vec<Group> = Vec::new();
-    let mut places = Vec::with_capacity(endings.len());
-    for ending in endings {
-        let at = groups.iter().position(|group| group.is_of(ending));
-        places.push(at.unwrap_or(groups.len()) + 1);
-        match at {
-            Some(at) => groups[at].include(&ending.place.entry),
-            None => groups.push(Group::of(ending)),
+    let groups = groups(endings);
+    let mut ids = String::with_capacity(33 * endings.len());
+    for ending in groups.iter().flat_map(|group| group.of(endings)) {
+        if !ids.is_empty() {
+            ids.push(' ');
         }
+        // Writing to a String does not fail.
+        let _ = write!(ids, "{}", ending.id);
     }
     let mut call = Call::shared("finish_many")
         .keys(groups.iter().map(|group| keys::lane(&group.one.place.lane)))
         .arg(owner)
-        .num(groups.len());
-    for Group { one, first, last } in &groups {
+        .num(groups.len())
+        .arg(ids);
+    for Group { one, first, last, members } in &groups {
         call = call.arg(keys::queue_of(&one.place.lane)).arg(&*one.account).arg(one.state);
-        call = call.num(one.attempt).arg(first).arg(last);
+        call = call.num(one.attempt).arg(first).arg(last).num(members.len());
     }
-    for (ending, place) in endings.iter().zip(places) {
+    for ending in groups.iter().flat_map(|group| group.of(endings)) {
         call = call
             .key(keys::record(ending.id))
-            .num(place)
             .arg(&*ending.place.entry)
             .num(format_args!("{}\n{}", ending.outcome, ending.payload));
     }
     call
+}
+
+/// In the order in which the first of each comes.
+fn groups(endings: &[Ending]) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group> = Vec::new();
+    for (place, ending) in endings.iter().enumerate() {
+        match groups.iter_mut().find(|group| group.is_of(ending)) {
+            Some(group) => group.include(&ending.place.entry, place),
+            None => groups.push(Group::begin(ending, place)),
+        }
+    }
+    groups
 }
 
 /// Endings that have everything in common but the job, from their first to their last entry.
@@ -90,11 +112,17 @@ struct Group<'a> {
     one: &'a Ending,
     first: &'a str,
     last: &'a str,
+    /// Their places among all endings.
+    members: Vec<usize>,
 }
 
 impl<'a> Group<'a> {
-    fn of(one: &'a Ending) -> Self {
-        Self { one, first: &one.place.entry, last: &one.place.entry }
+    fn begin(one: &'a Ending, place: usize) -> Self {
+        Self { one, first: &one.place.entry, last: &one.place.entry, members: vec![place] }
+    }
+
+    fn of(&self, endings: &'a [Ending]) -> impl Iterator<Item = &'a Ending> {
+        self.members.iter().map(|place| &endings[*place])
     }
 
     fn is_of(&self, other: &Ending) -> bool {
@@ -105,7 +133,8 @@ impl<'a> Group<'a> {
             && one.attempt == other.attempt
     }
 
-    fn include(&mut self, entry: &'a str) {
+    fn include(&mut self, entry: &'a str, place: usize) {
+        self.members.push(place);
         if id_parts(entry) < id_parts(self.first) {
             self.first = entry;
         } else if id_parts(entry) > id_parts(self.last) {
@@ -133,11 +162,18 @@ mod tests {
     #[test]
     fn a_group_grows_by_number_not_by_letter() {
         let endings = ["9-0", "10-2", "10-10", "2-5"].map(ending);
-        let mut group = Group::of(&endings[0]);
-        for ending in &endings[1..] {
-            assert!(group.is_of(ending));
-            group.include(&ending.place.entry);
-        }
+        let groups = groups(&endings);
+        let [group] = &groups[..] else { panic!("more than one group") };
         assert_eq!((group.first, group.last), ("2-5", "10-10"));
+    }
+
+    #[test]
+    fn what_is_fenced_is_found_behind_its_group() {
+        let failed = |entry| Ending { state: "failed", ..ending(entry) };
+        // In the call: 1-0 and 3-0, then 2-0 and 4-0.
+        let endings = [ending("1-0"), failed("2-0"), ending("3-0"), failed("4-0")];
+        assert_eq!(judge(&endings, &[]), [true; 4]);
+        assert_eq!(judge(&endings, &[2, 3]), [true, false, false, true]);
+        assert_eq!(judge(&endings, &[0, 5]), [true; 4], "no place of this call");
     }
 }

@@ -237,7 +237,7 @@ impl Shared {
         let places: Vec<_> = endings.iter().map(|ending| ending.place.clone()).collect();
         let call = ending::call(&self.options.name, endings);
         let fenced = self.deliver::<Vec<usize>>(&call, &places).await?;
-        Ok(ending::judge(endings.len(), &fenced.unwrap_or_default()))
+        Ok(ending::judge(endings, &fenced.unwrap_or_default()))
     }
 }
 
