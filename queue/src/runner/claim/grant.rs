@@ -6,9 +6,13 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Claimer, array, no_reader, placed, words};
 use crate::jobs::identity;
+use crate::keys;
 use crate::pending::Place;
 use crate::stored::{self, Content};
-use crate::{BATCH, keys};
+
+/// Jobs that are read in one step of redis-server: enough that syncing its file for them is rare, and few
+/// enough that a runner with thousands of slots works on some while it reads others.
+const PART: usize = 1024;
 
 /// What a runner may read itself.
 pub(super) struct Grant {
@@ -39,7 +43,7 @@ impl Claimer {
         let mut lanes = grant.lanes.iter();
         let mut lane = lanes.next();
         while let Some(from) = lane.filter(|_| left > 0) {
-            let asked = left.min(BATCH);
+            let asked = left.min(PART);
             let look = self.look(from, asked);
             let ready = std::mem::take(&mut came);
             let (answer, ()) =
