@@ -266,10 +266,7 @@ impl Claimer {
                         self.refuse(unreadable).await;
                     }
                 }
-                Some(_) | None => {
-                    let identity = identity(&content, &place.lane);
-                    surplus.push((place, identity));
-                }
+                Some(_) | None => surplus.push(unbegun((place, content))),
             }
         }
         self.shelve(surplus).await;
@@ -363,8 +360,7 @@ impl Claimer {
                 }
                 Ok(_) | Err(_) => {
                     self.shared.held.adopt(&place);
-                    let identity = identity(&content, &place.lane);
-                    surplus.push((place, identity));
+                    surplus.push(unbegun((place, content)));
                 }
             }
         }
@@ -378,6 +374,12 @@ impl Claimer {
         let lanes = lanes_of(link, &self.shared.options.queues).await?;
         held_by(link, &self.shared.options.name, &lanes).await
     }
+}
+
+/// What is given back of a job that no lease was made for.
+fn unbegun((place, content): (Place, Content)) -> (Place, Identity) {
+    let identity = identity(&content, &place.lane);
+    (place, identity)
 }
 
 /// It is opened before every round, and taken away only by an error.

@@ -4,11 +4,9 @@
 use redis::{RedisResult, Value};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Claimer, array, no_reader, placed, words};
-use crate::jobs::identity;
+use super::{Claimer, array, no_reader, placed, unbegun, words};
 use crate::keys;
-use crate::pending::Place;
-use crate::stored::{self, Content};
+use crate::stored;
 
 /// Jobs that are read in one step of redis-server: enough that syncing its file for them is rare, and few
 /// enough that a runner with thousands of slots works on some while it reads others.
@@ -52,11 +50,7 @@ impl Claimer {
             let read = array(reply).into_iter().filter_map(stored::entries).flat_map(placed);
             came = read.collect();
             if stopped {
-                let with_identity = |(place, content): (Place, Content)| {
-                    let identity = identity(&content, &place.lane);
-                    (place, identity)
-                };
-                self.shelve(came.into_iter().map(with_identity).collect()).await;
+                self.shelve(came.into_iter().map(unbegun).collect()).await;
                 self.reader = Some(reader);
                 return Ok(grant.count - left);
             }
